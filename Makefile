@@ -1,0 +1,39 @@
+# Everything that a fresh machine with Python 3.11 to 3.13, make and git needs: `make demo`, `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help setup demo test lint lock clean
+
+help:  ## List what there is.
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1\t\2/p' Makefile
+
+setup: .venv/.ready  ## Make .venv, which holds the command warmstart.
+
+# uv installs in seconds and pip in minutes, both from the same lock; where uv cannot be had, pip works alone.
+.venv/.ready: requirements.lock bootstrap.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(f"found Python {sys.version.split()[0]}, expected 3.11 to 3.13: set PYTHON=python3.12, say" if not (3, 11) <= sys.version_info[:2] <= (3, 13) else 0)'
+	$(PYTHON) -m venv .venv
+	@if $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r bootstrap.lock; \
+	then $(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock \
+	  && $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .; \
+	else echo "uv cannot be had here: installing with pip, which takes minutes" \
+	  && $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock \
+	  && $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .; fi
+	@touch $@
+
+demo: setup  ## The main job on scikit-learn's handwritten digits: a registered model, its scores, where to look.
+	$(BIN)/warmstart run conf/image/digits.yaml
+
+test: setup  ## All tests.
+	$(BIN)/python -m pytest -q
+
+lint: setup  ## Style.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+lock:  ## Make the locks anew, with hashes and without addresses.
+	uv pip compile pyproject.toml --extra timm --group test --universal --python-version 3.11 --generate-hashes --no-emit-index-url --quiet -o requirements.lock
+	echo uv | uv pip compile - --universal --python-version 3.11 --generate-hashes --no-emit-index-url --quiet -o bootstrap.lock
+
+clean:  ## Remove what the set-up made; runs and models stay.
+	rm -rf .venv build *.egg-info

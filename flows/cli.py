@@ -1,0 +1,141 @@
+"""The command `warmstart`. Heavy libraries are imported by the commands that need them, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="Pretrain once, fine-tune many: train, evaluate, register and serve models with Prefect and MLflow.")  # fmt: skip
+
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, such as conf/image/digits.yaml.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to it, such as seed=1 or pretraining.fit.epochs=5.")]
+
+
+@app.command()
+def run(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    from_stage: Annotated[str, typer.Option("--from", metavar="STAGE", help="Do this stage and those after it anew.")] = "",
+) -> None:
+    """Run the whole pipeline: preprocess, pretrain, split, fine-tune, evaluate, register."""
+    with _standard_output(as_json) as output:
+        from flows.session import session
+
+        with session() as prefect:
+            from flows.console import Console
+            from ml.recipe import load
+            from tasks.stage import home, redo_from
+
+            console = Console()
+            checked = load(recipe, overrides or [])
+            redo_from(from_stage)
+            checked.data.source.make().fingerprint()  # what is wrong with the data's place shows before a server is waited for
+            home()
+            prefect.wait()
+            from flows.pipeline import pipeline
+
+            with console.listening():
+                result = pipeline(checked, from_stage)
+        if as_json:
+            print(json.dumps(result, indent=2, allow_nan=False), file=output)
+        else:
+            console.show_result(result)
+
+
+@app.command()
+def predict(
+    model_uri: Annotated[str, typer.Argument(help="A registered model, such as models:/digits@champion.")],
+    inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="Files, folders, Parquet or CSV.")],
+    output: Annotated[Path, typer.Option(help="The Parquet file to write.")],
+    batch_size: Annotated[int, typer.Option(min=1, max=65536, help="Items scored at once.")] = 256,
+) -> None:
+    """Score files, folders, Parquet or CSV with a registered model; bad items get a row with the reason."""
+    from flows.session import session
+
+    with session() as prefect:
+        from flows.console import Console
+
+        console = Console()
+        prefect.wait()
+        from flows.predict import predict as score
+
+        with console.listening():
+            summary = score(model_uri, inputs, str(output), batch_size)
+    console.show_prediction(summary)
+
+
+@app.command()
+def check(recipe: RecipePath, overrides: Overrides = None, as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:  # fmt: skip
+    """Check a recipe and its data, and estimate memory and time; trains nothing."""
+    with _standard_output(as_json) as output:
+        from flows.check import check as examine
+        from flows.console import Console
+        from ml.recipe import load
+
+        console = Console()
+        with console.listening():
+            found = examine(load(recipe, overrides or []))
+        if as_json:
+            print(json.dumps(found, indent=2, allow_nan=False), file=output)
+        else:
+            console.show_check(found)
+
+
+@app.command()
+def recipes() -> None:
+    """List the recipes that there are."""
+    from flows.catalogue import recipes as found
+
+    for path, words in found():
+        typer.echo(f"{path}\n    {words}")
+
+
+@app.command()
+def show(
+    kind: Annotated[str, typer.Argument(metavar="{sources|modalities|backbones|objectives|heads|methods}")],
+    name: Annotated[str, typer.Argument(metavar="[NAME]")] = "",
+) -> None:
+    """List what a recipe can choose from; with a NAME, its options."""
+    from flows.catalogue import show as describe
+
+    typer.echo(describe(kind, name))
+
+
+@contextmanager
+def _standard_output(reserved: bool) -> Iterator[object]:
+    """Where results are printed. Reserved, everything else that writes to standard output goes to standard error."""
+    if not reserved:
+        yield sys.stdout
+        return
+    sys.stdout.flush()
+    with os.fdopen(os.dup(1), "w") as output:
+        os.dup2(2, 1)
+        try:
+            yield output
+        finally:
+            sys.stdout.flush()
+            output.flush()
+            os.dup2(output.fileno(), 1)
+
+
+def main() -> None:
+    """Runs the command. Exit codes: 0 done, 2 bad input or recipe, 130 interrupted, 1 anything else."""
+    try:
+        code = app(standalone_mode=False)
+    except KeyboardInterrupt as error:
+        print(f"interrupted{f': {error}' if str(error) else ''}", file=sys.stderr)
+        code = 130
+    except Exception as error:
+        from flows.errors import explain
+
+        message, code = explain(error)
+        print(message, file=sys.stderr)
+    sys.exit(code or 0)

@@ -1,0 +1,130 @@
+"""What the command line shows: a bar for each stage on standard error, and tables of results."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console as Rich
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from ml import progress
+
+QUIET_SECONDS = 15.0  # between two lines of progress where there is no terminal
+
+
+class Console:
+    """Listens to progress while work runs, and prints results when it is over."""
+
+    def __init__(self) -> None:
+        self._errors = Rich(file=sys.stderr)
+        self._lock = threading.Lock()
+        self._bars: dict[str, TaskID] = {}
+        self._said: dict[str, float] = {}
+        self._live: Progress | None = None
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Shows progress while the block runs."""
+        progress.listen(self)
+        try:
+            if not self._errors.is_terminal:
+                yield
+                return
+            columns = (
+                TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[facts]}"), TimeRemainingColumn(),
+            )  # fmt: skip
+            with Progress(*columns, console=self._errors) as self._live:
+                yield
+        finally:
+            self._live = None
+            progress.listen(None)
+
+    def update(self, stage: str, done: int, total: int, facts: dict[str, float]) -> None:
+        words = "  ".join(_fact(name, value) for name, value in facts.items())
+        with self._lock:
+            if self._live is not None:
+                if stage not in self._bars:
+                    self._bars[stage] = self._live.add_task(stage, total=total, facts="")
+                self._live.update(self._bars[stage], completed=done, total=total, facts=words)
+            elif time.monotonic() - self._said.get(stage, 0.0) >= QUIET_SECONDS or stage not in self._said:
+                self._said[stage] = time.monotonic()
+                self._errors.print(Text(f"{stage}: {done:,} of {total:,}  {words}"), soft_wrap=True)
+
+    def finish(self, stage: str, words: str) -> None:
+        with self._lock:
+            if self._live is not None and stage in self._bars:
+                self._live.remove_task(self._bars.pop(stage))
+            self._errors.print(Text.assemble((f"{stage:<10} ", "bold"), words), soft_wrap=True)
+
+    def show_result(self, result: dict[str, Any]) -> None:
+        """The table of a pipeline run: each metric with its interval for each arm, the verdict, where to look."""
+        out = Rich()
+        arms = {"pretrained": result["metrics"], "from scratch": result["baseline"], "classical": result["classical"]}
+        arms = {name: metrics for name, metrics in arms.items() if metrics}
+        table = Table(title=f"{result['experiment']}: test scores with intervals")
+        table.add_column("metric")
+        for name in arms:
+            table.add_column(name, justify="right")
+        for metric in result["metrics"]:
+            table.add_row(metric, *(_estimate(metrics.get(metric)) for metrics in arms.values()))
+        out.print(table)
+        for line in result["conclusions"]:
+            out.print(Text(f"• {line}"), soft_wrap=True)
+        verdict, model = result["verdict"], result["model"]
+        out.print(Text("gate: passed" if verdict["passed"] else "gate: not passed", style="bold green" if verdict["passed"] else "bold red"))
+        for reason in verdict["reasons"]:
+            out.print(Text(f"  {reason}"), soft_wrap=True)
+        aliases = f" ({', '.join(model['aliases'])})" if model["aliases"] else ""
+        rows = {"model": f"{model['uri']}{aliases}", "report": result["report"], "compare": result["look"]}
+        for name, value in rows.items():
+            out.print(Text(f"{name:<8} {value}"), soft_wrap=True)
+
+    def show_prediction(self, summary: dict[str, Any]) -> None:
+        """How many items were scored, and where the result lies."""
+        out = Rich()
+        out.print(Text(f"{summary['scored']:,} of {summary['rows']:,} items scored, {summary['failed']:,} with a reason in the column `error`"))
+        out.print(Text(f"{summary['output']}"), soft_wrap=True)
+
+    def show_check(self, found: dict[str, Any]) -> None:
+        """What `warmstart check` found: facts, then warnings."""
+        out = Rich()
+        table = Table(title="data", show_header=False)
+        for name, value in found["data"].items():
+            table.add_row(name, Text(_plain(value)))
+        out.print(table)
+        table = Table(title="expected cost on this machine", show_header=False)
+        for name, value in found["expected"].items():
+            table.add_row(name, Text(_plain(value)))
+        out.print(table)
+        for line in found["warnings"]:
+            out.print(Text(f"warning: {line}", style="yellow"), soft_wrap=True)
+        out.print(Text("the recipe and its data can be used", style="green"))
+
+
+def _fact(name: str, value: float) -> str:
+    if name == "images_per_second":
+        return f"{value:,.0f} images/s"
+    return f"{name} {value:.4g}"
+
+
+def _estimate(one: dict[str, Any] | None) -> str:
+    if one is None:
+        return ""
+    if one["low"] is None or one["high"] is None:
+        return f"{one['value']:.4f}" if one["value"] is not None else "undefined"
+    return f"{one['value']:.4f} [{one['low']:.4f}, {one['high']:.4f}]"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_plain(one)}" for name, one in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_plain, value))
+    return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

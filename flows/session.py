@@ -1,0 +1,33 @@
+"""What a command needs around a flow: quiet libraries, a Prefect server on its way while torch loads, prepared tracking."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+QUIET = {
+    "DO_NOT_TRACK": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # the command line shows progress and errors itself
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+
+
+@contextmanager
+def session() -> Iterator[Any]:
+    """Starts what takes long in the background; `wait()` of what it yields blocks until a Prefect server answers."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    from tasks.prefect_server import start
+
+    handle = start()
+    try:
+        yield handle
+    finally:
+        handle.close()

@@ -1,0 +1,1 @@
+"""The library: pure functions and modules that know neither Prefect nor MLflow."""

@@ -1,0 +1,96 @@
+"""Atomic, verified checkpoints of a training.
+
+A checkpoint is a folder `step-N` with `state.pt` and, written last, `manifest.json` with its sha256: without a manifest that
+holds, it does not count. The two newest are kept, so that a damaged one falls back to the one before.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ml.contracts import InputError
+from ml.crash import crash_point
+
+KEPT = 2
+
+
+def save(folder: Path, step: int, state: dict[str, Any]) -> None:
+    """Writes the checkpoint of `step`; at any moment, a kill leaves the ones before it whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    final = folder / f"step-{step:09d}"
+    temporary = folder / f"tmp-{step:09d}-{os.getpid()}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir()
+        with (temporary / "state.pt").open("wb") as file:
+            torch.save(state, file)
+            crash_point("checkpoint.write")
+            file.flush()
+            os.fsync(file.fileno())
+        digest = _sha256(temporary / "state.pt")
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.rename(final)
+        sync_folder(folder)
+        crash_point("checkpoint.manifest")
+        write_atomically(final / "manifest.json", json.dumps({"step": step, "sha256": {"state.pt": digest}}))
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise InputError(f"cannot write a checkpoint to {folder}: {error.strerror}. Make room or permit writing, then run the same command again: it goes on from the last checkpoint.") from None
+        raise
+    for old in _all(folder)[KEPT:]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def load(folder: Path, device: torch.device | str = "cpu") -> dict[str, Any] | None:
+    """The newest checkpoint that verifies, or None; warns of each damaged one that it passes over."""
+    for stray in folder.glob("tmp-*"):
+        shutil.rmtree(stray, ignore_errors=True)
+    for candidate in _all(folder):
+        try:
+            manifest = json.loads((candidate / "manifest.json").read_text())
+            if manifest["sha256"]["state.pt"] != _sha256(candidate / "state.pt"):
+                raise ValueError("its contents do not match its manifest")
+            return torch.load(candidate / "state.pt", map_location=device, weights_only=True)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            warnings.warn(f"checkpoint {candidate.name} is damaged ({error}); falling back to the one before", RuntimeWarning, stacklevel=2)
+            shutil.rmtree(candidate, ignore_errors=True)
+    return None
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replaces `path` by `text` so that readers, and a kill, see the old or the new file and nothing between."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes renames in `folder` last through a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _all(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step-*"), reverse=True)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,212 @@
+"""What the parts of Warmstart promise one another.
+
+Shapes in names: B batch, C channels, H and W height and width in pixels, T tokens, D features, K classes, N rows.
+
+A *source* says which rows there are and reads one. A *modality* turns what was read into fixed-size arrays for the store,
+and batches of those into what a backbone takes. A *backbone* encodes a batch; an *objective* pretrains it, a *head* with
+a *method* fine-tunes it. Each is a class with a pydantic `Options` model beside it, listed in its folder's table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    import torch
+    from torch import Tensor, nn
+
+UNLABELLED = -1
+"""The class id of a row without a label."""
+
+
+class InputError(ValueError):
+    """What the user gave cannot be used. The message says what was found, what was expected and what to do."""
+
+
+class Options(BaseModel):
+    """Base of every option model: unknown keys are errors, values do not change once checked."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """What a model must know of a data set to be built for it; JSON-able, kept beside the weights.
+
+    `shape` is that of one encoded item without the batch axis, (C, H, W) for images. `statistics` come from the training
+    part alone. `modality` and `options` name the modality and its resolved options.
+    """
+
+    modality: str
+    options: Mapping[str, Any]
+    shape: tuple[int, ...]
+    classes: tuple[str, ...]
+    statistics: Mapping[str, list[float]]
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Partners and weights of a mixed batch (mixup, cutmix): target = weight·own + (1 − weight)·partner's."""
+
+    partner_B: Tensor
+    weight_B: Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch on the device: what the backbone reads, by name, and the targets (UNLABELLED where there is none)."""
+
+    inputs: Mapping[str, Tensor]
+    targets_B: Tensor
+    views: tuple[Mapping[str, Tensor], ...] = ()
+    mix: Mix | None = None
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a backbone makes of a batch. `map_BDHW` or `tokens_BTD` where its traits say "map" or "tokens"."""
+
+    pooled_BD: Tensor
+    map_BDHW: Tensor | None = None
+    tokens_BTD: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """The loss to step on (a scalar with its graph) and detached scalars worth a curve. A step never logs."""
+
+    loss: Tensor
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Raw:
+    """One item as a source reads it, undecoded, or the reason why it could not be read."""
+
+    data: bytes | None
+    reason: str = ""
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Where rows come from.
+
+    `scan()` gives a frame with the columns key (str, unique, stable across machines), label (str or None), split ("train",
+    "validation", "test", "unlabelled" or None), group (str or None), slice (str or None). It reads no pixels.
+    `read(keys)` yields one Raw a key, in order, never raising for a bad item.
+    `fingerprint()` is a digest that changes when the data do (paths, sizes, times; contents where those are small).
+    """
+
+    Options: ClassVar[type[Options]]
+
+    def __init__(self, options: Options) -> None: ...
+    def scan(self) -> pd.DataFrame: ...
+    def read(self, keys: Sequence[str]) -> Iterator[Raw]: ...
+    def fingerprint(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """One item ready for the store, with what cleaning needs to know of it, or the reason why it cannot be used.
+
+    `content` is a digest of the decoded content (equal means exact duplicate); `signature` is a 64-bit perceptual hash;
+    `facts` are columns for the table (width and height in pixels, say).
+    """
+
+    array: np.ndarray | None
+    content: str = ""
+    signature: int = 0
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    reason: str = ""
+
+
+@runtime_checkable
+class Modality(Protocol):
+    """How one kind of data is decoded, stored, encoded and augmented.
+
+    `plan(sample, rows)` resolves options left to be decided by the data (image size, channels), from a few raw items.
+    `decode(raw)` gives an array of `item_shape(options)` and `dtype`; it never raises for bad data.
+    `statistics(arrays)` is fed chunks of training rows alone. `spec(...)` describes the result to models.
+    `encode(array_B..., spec)` makes inputs without randomness; `augment(inputs, generator, augmentation)` alters a batch on
+    its device with per-sample parameters. `presets` maps an augmentation's name to its defaults, given the spec.
+    """
+
+    Options: ClassVar[type[Options]]
+    Augmentation: ClassVar[type[Options]]
+
+    def __init__(self, options: Options) -> None: ...
+
+
+class Backbone(Protocol):
+    """An nn.Module: `encode(inputs) -> Features`, width D, traits, and its layers from input to output.
+
+    `traits` is a subset of {"map", "tokens", "maskable"}; an objective names those it needs. `layers()` lists groups of
+    modules in depth order, for layer-wise decay and gradual unfreezing. `example_inputs` need not exist: spec says shapes.
+    """
+
+    Options: ClassVar[type[Options]]
+    modalities: ClassVar[frozenset[str]]
+    traits: ClassVar[frozenset[str]]
+    width: int
+
+    def encode(self, inputs: Mapping[str, Tensor]) -> Features: ...
+    def layers(self) -> list[nn.Module]: ...
+
+
+class Objective(Protocol):
+    """An nn.Module around a backbone (`self.backbone`): `step(batch) -> StepResult` on `views` augmented views.
+
+    `needs` are the backbone traits without which it cannot work; `labels` says that it trains on labelled rows only;
+    `augmentation` names the modality's preset that suits it. `pictures(batch)` may give named (C, H, W) images in [0, 1].
+    """
+
+    Options: ClassVar[type[Options]]
+    needs: ClassVar[frozenset[str]]
+    labels: ClassVar[bool]
+    views: ClassVar[int]
+    augmentation: ClassVar[str]
+
+    def step(self, batch: Batch) -> StepResult: ...
+
+
+class Head(Protocol):
+    """An nn.Module on top of Features: `forward(features) -> outputs`, its loss, its predictions and its metrics.
+
+    `primary` names the metric to choose by (higher is better). `metrics` maps names to functions of (targets_N,
+    probabilities_NK) that give a float.
+    """
+
+    Options: ClassVar[type[Options]]
+    primary: ClassVar[str]
+    metrics: ClassVar[Mapping[str, Callable[[np.ndarray, np.ndarray], float]]]
+
+    def forward(self, features: Features) -> Tensor: ...
+    def loss(self, outputs: Tensor, batch: Batch) -> Tensor: ...
+    def probabilities(self, outputs: Tensor) -> Tensor: ...
+
+
+class Method(Protocol):
+    """How a model is fine-tuned: parameter groups with their rates, and what is frozen at which moment.
+
+    Both are pure functions of their arguments, so that a resumed run repeats them. Every parameter that is ever trained is
+    in a group from the start; `prepare` sets `requires_grad` and train/eval modes for the part of the training
+    that has passed (0 ≤ progress < 1).
+    """
+
+    Options: ClassVar[type[Options]]
+
+    def __init__(self, options: Options) -> None: ...
+    def groups(self, model: nn.Module, learning_rate: float, weight_decay: float) -> list[dict[str, Any]]: ...
+    def prepare(self, model: nn.Module, progress: float) -> None: ...
+
+
+Report = Callable[[Mapping[str, float], int], None]
+"""report(metrics, step): how ml/ tells the tracking of numbers, knowing nothing of it."""
+
+Device = "torch.device"

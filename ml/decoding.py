@@ -1,0 +1,152 @@
+"""Decodes all items of a source into one file of fixed-size rows, in parallel, in chunks that survive a kill.
+
+Threads serve: image libraries let go of Python's lock while they work. Memory is bounded by a few batches in flight and one
+chunk of decoded rows. A chunk counts as done once its facts file is there, which is renamed into place after its rows are on
+the disk; the next call with the same plan goes on with the chunks that are missing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+import warnings
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ml import progress
+from ml.contracts import Decoded, InputError, Modality, Raw, Source
+from ml.crash import crash_point
+from ml.files import digest
+
+CHUNK_ROWS = 512
+CHUNK_BYTES = 32 * 2**20
+BATCH_ROWS = 16
+BATCH_BYTES = 8 * 2**20
+SPARE_BYTES = 16 * 2**20
+"""Room left on a disk beside what the rows need: tables, manifests, other people's logs."""
+
+Result = tuple[int, Decoded]
+"""The bytes an item had, and what became of it."""
+
+
+def decode_all(source: Source, modality: Modality, keys: Sequence[str], workdir: Path, workers: int) -> tuple[np.ndarray, pd.DataFrame]:
+    """All items as (rows (N, *item_shape) mapped read-only, facts: content, signature, reason, bytes and the modality's own).
+
+    Rows of items that could not be decoded hold zeros. The result does not depend on the number of `workers` (0: all cores).
+    """
+    folder = workdir / "decoded"
+    shape = (len(keys), *modality.item_shape)
+    item_bytes = int(np.prod(modality.item_shape))
+    step = max(1, min(CHUNK_ROWS, CHUNK_BYTES // item_bytes))
+    _prepare(folder, digest(source.fingerprint(), modality.options.model_dump_json(), step, *keys), len(keys) * item_bytes)
+    starts = [start for start in range(0, len(keys), step) if not _facts_path(folder, start).exists()]
+    pending = [key for start in starts for key in keys[start : start + step]]
+    done, began = len(keys) - len(pending), time.monotonic()
+    progress.update("preprocess", done, len(keys))
+    with (folder / "rows.bin").open("r+b") as file, warnings.catch_warnings():
+        # Pillow warns about odd metadata; what matters of it is in the quarantine's reasons.
+        warnings.filterwarnings("ignore", module="PIL")
+        results = _decoded(source, modality, pending, workers or len(os.sched_getaffinity(0)))
+        for start in starts:
+            count = min(step, len(keys) - start)
+            _write_chunk(folder, file, start, list(islice(results, count)), modality.item_shape)
+            crash_point("preprocess.chunk")
+            done += count
+            seconds = max(time.monotonic() - began, 1e-9)
+            progress.update("preprocess", done, len(keys), items_per_second=(done - len(keys) + len(pending)) / seconds)
+    facts = pd.concat([pd.read_parquet(_facts_path(folder, start)) for start in range(0, len(keys), step)], ignore_index=True)
+    return np.memmap(folder / "rows.bin", dtype=np.uint8, mode="r", shape=shape), facts
+
+
+def discard(workdir: Path) -> None:
+    """Removes the decoded rows, once a store holds them."""
+    shutil.rmtree(workdir / "decoded", ignore_errors=True)
+
+
+def require_space(needs: Iterable[tuple[Path, int]]) -> None:
+    """InputError where the disks of the folders lack the bytes that are needed on each."""
+    total: dict[int, tuple[Path, int]] = {}
+    for folder, size in needs:
+        folder.mkdir(parents=True, exist_ok=True)
+        device = folder.stat().st_dev
+        total[device] = (folder, total.get(device, (folder, SPARE_BYTES))[1] + size)
+    for folder, size in total.values():
+        free = shutil.disk_usage(folder).free
+        if free < size:
+            raise InputError(f"the disk of {folder} has {free / 2**20:,.0f} MiB free, but {size / 2**20:,.0f} MiB are needed there. Free some space or choose another folder")
+
+
+def _prepare(folder: Path, plan: str, size: int) -> None:
+    """Keeps the chunks of an earlier call with the same plan, and starts anew otherwise."""
+    marker = folder / "plan.json"
+    if marker.is_file() and marker.read_text() == json.dumps(plan):
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    with (folder / "rows.bin").open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, size)  # a full disk shows here, not half way
+    _replace(marker, json.dumps(plan).encode())
+
+
+def _decoded(source: Source, modality: Modality, keys: Sequence[str], workers: int) -> Iterator[Result]:
+    """Yields the results in the order of `keys`, a bounded number of batches ahead."""
+    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
+        waiting: deque[Future[list[Result]]] = deque()
+        for batch in _batches(source.read(keys)):
+            waiting.append(pool.submit(lambda raws: [(len(raw.data or b""), modality.decode(raw)) for raw in raws], batch))
+            if len(waiting) > 2 * workers:
+                yield from waiting.popleft().result()
+        while waiting:
+            yield from waiting.popleft().result()
+
+
+def _batches(raws: Iterable[Raw]) -> Iterator[list[Raw]]:
+    batch: list[Raw] = []
+    size = 0
+    for raw in raws:
+        batch.append(raw)
+        size += len(raw.data or b"")
+        if len(batch) == BATCH_ROWS or size >= BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _write_chunk(folder: Path, file, start: int, results: list[Result], item_shape: tuple[int, ...]) -> None:
+    block = np.zeros((len(results), *item_shape), dtype=np.uint8)
+    facts = []
+    for row, (size, one) in enumerate(results):
+        if one.array is not None:
+            block[row] = one.array
+        facts.append({"content": one.content, "signature": np.uint64(one.signature), "reason": one.reason, "bytes": size, **one.facts})
+    file.seek(start * int(np.prod(item_shape)))
+    file.write(block)
+    file.flush()
+    os.fsync(file.fileno())
+    path = _facts_path(folder, start)
+    temporary = path.with_suffix(".tmp")
+    pd.DataFrame(facts).astype({"signature": np.uint64}).to_parquet(temporary, index=False)
+    _replace(path, temporary.read_bytes())
+
+
+def _facts_path(folder: Path, start: int) -> Path:
+    return folder / f"facts-{start:012d}.parquet"
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Writes a file whole or not at all."""
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

@@ -1,0 +1,386 @@
+"""The one training loop: any module with `step(batch) -> StepResult`, on any feed, resumable bit for bit.
+
+What a step does is a pure function of the weights and (seed, epoch, step): the feed draws its randomness from that, and the
+global generators are seeded from it before each step. So a checkpoint needs no generator's state, and a run that was
+killed gives on a CPU the same losses as one that never was.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor, nn
+
+from ml import checkpoint, progress
+from ml.contracts import Batch, InputError, Report, StepResult
+from ml.crash import crash_point
+from ml.feed import Feed, seed_of
+from ml.interruption import Interrupted, interruption
+from ml.precision import fastest_precision
+from ml.recipe import Compute, Fit, Optimizer, Precision
+from ml.schedule import epochs_of, rate
+
+POINTS = 200  # points of a training curve
+VALIDATIONS = 25  # validations in one training, at most
+RETRIES = 2  # returns to the last checkpoint after a non-finite loss, each at half the learning rate
+CHECKPOINT_SHARE = 0.02  # of the time, at most, goes into checkpoints
+
+
+class NonFiniteLoss(InputError):
+    """The loss became infinite or NaN, and going back at a lower learning rate did not help."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """How a training went. The module is left with the best weights (the last ones without a validation)."""
+
+    steps: int
+    epochs: int
+    best_score: float
+    best_epoch: int
+    seconds: float
+    images_per_second: float
+    data_share: float
+    precision: str
+    stopped_early: bool
+    metrics: Mapping[str, float]
+    """Of the last validation."""
+
+
+@dataclass
+class _State:
+    """What a checkpoint holds beside the tensors."""
+
+    step: int = 0
+    best_score: float = -math.inf
+    best_epoch: int = -1
+    since_best: int = 0
+    rate_factor: float = 1.0
+    retries: int = 0
+    stopped: bool = False
+    precision: str = ""
+    seconds: float = 0.0
+    waited: float = 0.0
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+class _Step(nn.Module):
+    """Makes `step` the forward pass, where accelerate puts autocast (and data parallelism its hooks)."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, batch: Batch) -> StepResult:
+        return self.module.step(batch)
+
+
+def fit(
+    module: nn.Module,
+    feed: Feed,
+    settings: Fit,
+    compute: Compute,
+    *,
+    stage: str,
+    groups: list[dict[str, Any]],
+    workdir: Path,
+    report: Report,
+    prepare: Callable[[float], None] | None = None,
+    validate: Callable[[nn.Module], Mapping[str, float]] | None = None,
+    metric: str = "",
+    higher_is_better: bool = True,
+) -> Fitted:
+    """Trains `module` and leaves its best weights in it.
+
+    `groups` are the optimizer's parameter groups with their peak rates; `prepare(progress)` freezes and unfreezes; after an
+    epoch `validate(module)` gives metrics, of which `metric` chooses the best. Goes on from the newest checkpoint in `workdir`.
+    """
+    loop = _Loop(module, feed, settings, compute, stage, groups, workdir, report, prepare, validate, metric, 1 if higher_is_better else -1)
+    with interruption() as asked, _determinism(is_deterministic(compute, feed.device)):
+        return loop.run(asked)
+
+
+def is_deterministic(compute: Compute, device: torch.device) -> bool:
+    """What the recipe says, or true on a CPU and false elsewhere."""
+    return device.type == "cpu" if compute.deterministic is None else compute.deterministic
+
+
+class _determinism:
+    """Deterministic algorithms while the block runs."""
+
+    def __init__(self, on: bool):
+        self.on = on
+
+    def __enter__(self) -> None:
+        self.before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+        torch.use_deterministic_algorithms(self.on)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, and no code here reads what it did not write
+
+    def __exit__(self, *_: object) -> None:
+        torch.use_deterministic_algorithms(self.before[0])
+        torch.utils.deterministic.fill_uninitialized_memory = self.before[1]
+
+
+class _Loop:
+    def __init__(self, module, feed, settings, compute, stage, groups, workdir, report, prepare, validate, metric, sign):
+        self.module, self.feed, self.settings, self.compute, self.stage = module, feed, settings, compute, stage
+        self.groups, self.report, self.prepare, self.validate, self.metric, self.sign = groups, report, prepare, validate, metric, sign
+        self.folder = workdir / "checkpoints"
+        self.epochs = epochs_of(settings, len(feed.rows))
+        self.total = self.epochs * feed.steps
+        self.window = max(1, self.total // POINTS)
+        self.validate_every = max(1, math.ceil(self.epochs / VALIDATIONS))
+        self.trained = [p for group in groups for p in group["params"]]
+        self.state = _State()
+        self.best: dict[str, Tensor] | None = None
+        self.ema: dict[str, Tensor] | None = None
+        self.sums: dict[str, Tensor] = {}
+        self.counted = 0
+
+    def run(self, asked) -> Fitted:
+        device = self.feed.device
+        self.module.to(device, memory_format=torch.channels_last)
+        self.optimizer = _optimizer(self.settings, self.groups, device)
+        resumed = self._restore()
+        if not resumed:
+            self.state.precision = self._precision().value
+        mixed = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[self.state.precision]
+        AcceleratorState._reset_state(True)  # each training has its own precision
+        self.accelerator = Accelerator(mixed_precision=mixed, cpu=device.type == "cpu")
+        step_module, self.optimizer = self.accelerator.prepare(_Step(self.module), self.optimizer)
+        if resumed:
+            self._restore_scaler()
+        else:
+            self.ema = _weights(self.module) if self.settings.ema else None
+            self._save()  # what a resume, or the return after a non-finite loss, starts from
+        self._train(step_module, asked)
+        return self._finish()
+
+    def _train(self, step_module: nn.Module, asked) -> None:
+        clock = window_began = saved_at = time.perf_counter()
+        window_waited, window_rows, save_cost = 0.0, 0, 0.0
+        while self.state.step < self.total and not self.state.stopped:
+            epoch, start = divmod(self.state.step, self.feed.steps)
+            began = time.perf_counter()
+            for _, batches in self.feed.batches(epoch, start):
+                waited = time.perf_counter() - began
+                if not self._update(step_module, batches):
+                    break  # went back to a checkpoint, whose epoch and step differ
+                self.state.waited += waited
+                window_waited, window_rows = window_waited + waited, window_rows + sum(len(batch.targets_B) for batch in batches)
+                done = self.state.step == self.total
+                if self.state.step % self.window == 0 or done:
+                    now = time.perf_counter()
+                    speed = window_rows / (now - window_began)
+                    loss = self._flush(speed, window_waited / (now - window_began))
+                    progress.update(self.stage, self.state.step, self.total, loss=loss, images_per_second=speed)
+                    window_began, window_waited, window_rows = now, 0.0, 0
+                crash_point(f"{self.stage}.step:{self.state.step}")
+                if self.state.step % self.feed.steps == 0:
+                    self._end_epoch(epoch)
+                done = done or self.state.stopped
+                now = time.perf_counter()
+                if done or asked.requested or now - saved_at >= max(self.settings.checkpoint_seconds, save_cost / CHECKPOINT_SHARE):
+                    self.state.seconds += now - clock
+                    self._save()
+                    clock = saved_at = time.perf_counter()
+                    save_cost = saved_at - now
+                if asked.requested and not done:
+                    raise Interrupted(f"{self.stage} was stopped at step {self.state.step} of {self.total}; the same command goes on from there")
+                if done:
+                    break
+                began = time.perf_counter()
+
+    def _update(self, step_module: nn.Module, batches: list[Batch]) -> bool:
+        """One update of the weights; false when the loss was not finite and the last checkpoint was taken up again."""
+        step = self.state.step
+        torch.manual_seed(seed_of(self.feed.seed, "step", step))
+        self.module.train()
+        if self.prepare is not None:
+            self.prepare(step / self.total)
+        factor = rate(self.settings, step, self.total) * self.state.rate_factor
+        for group, peak in zip(self.optimizer.param_groups, self.groups, strict=True):
+            group["lr"] = peak["lr"] * factor
+        rows = sum(len(batch.targets_B) for batch in batches)
+        total = torch.zeros((), device=self.feed.device)
+        for batch in batches:
+            result = step_module(batch)
+            share = len(batch.targets_B) / rows
+            total = total + result.loss.detach().float() * share
+            for name, value in result.extras.items():
+                self._gather(name, value.detach().float() * share)
+            # Before the update on a CPU. Elsewhere reading the loss would stall the device: there a window's mean is looked
+            # at, and only weights that passed are saved.
+            if self.feed.device.type == "cpu" and not math.isfinite(float(total)):
+                self.optimizer.zero_grad(set_to_none=True)
+                self._go_back(float(total))
+                return False
+            self.accelerator.backward(result.loss * share)
+        if self.settings.clip:
+            self.accelerator.clip_grad_norm_(self.trained, self.settings.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema is not None:
+            _average(self.ema, self.module, min(self.settings.ema, (1 + step) / (10 + step)))
+        self._gather("loss", total)
+        self.counted += 1
+        self.state.step += 1
+        if self.feed.device.type != "cpu" and self.state.step % self.window == 0 and not math.isfinite(float(self.sums["loss"])):
+            self._go_back(float(total))
+            return False
+        return True
+
+    def _gather(self, name: str, value: Tensor) -> None:
+        self.sums[name] = self.sums[name] + value if name in self.sums else value
+
+    def _flush(self, images_per_second: float, data_share: float) -> float:
+        """Reports the window's means, and gives that of the loss."""
+        means = {f"train/{name}": float(value) / self.counted for name, value in self.sums.items()}
+        factor = rate(self.settings, self.state.step - 1, self.total) * self.state.rate_factor
+        means |= {
+            "train/learning_rate": self.settings.learning_rate * factor,
+            "train/images_per_second": images_per_second,
+            "train/data_share": data_share,
+        }
+        self.report(means, self.state.step)
+        self.sums, self.counted = {}, 0
+        return means["train/loss"]
+
+    def _end_epoch(self, epoch: int) -> None:
+        last = epoch + 1 == self.epochs
+        if self.validate is None or not (last or (epoch + 1) % self.validate_every == 0):
+            return
+        with _swapped(self.module, self.ema):
+            self.module.eval()
+            with torch.no_grad():
+                metrics = self.state.metrics = dict(self.validate(self.module))
+            self.report({**metrics, "epoch": epoch + 1}, self.state.step)
+            if not self.metric:
+                return
+            score = self.sign * metrics[self.metric]
+            if score > self.state.best_score:
+                self.state.best_score, self.state.best_epoch, self.state.since_best = score, epoch, 0
+                self.best = _weights(self.module)
+            else:
+                self.state.since_best += 1
+                self.state.stopped = 0 < self.settings.patience <= self.state.since_best and not last
+
+    def _save(self) -> None:
+        scaler = self.accelerator.scaler
+        checkpoint.save(
+            self.folder,
+            self.state.step,
+            {
+                "state": dict(vars(self.state)),
+                "module": self.module.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "ema": self.ema,
+                "best": self.best,
+                "sums": self.sums,
+                "counted": self.counted,
+                "scaler": scaler.state_dict() if scaler is not None else None,
+            },
+        )
+
+    def _restore(self) -> bool:
+        saved = checkpoint.load(self.folder, self.feed.device)
+        if saved is None:
+            return False
+        self.state = _State(**saved["state"])
+        self.module.load_state_dict(saved["module"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.ema, self.best, self.sums, self.counted = saved["ema"], saved["best"], saved["sums"], saved["counted"]
+        self._scaler = saved["scaler"]
+        return True
+
+    def _restore_scaler(self) -> None:
+        if self._scaler is not None and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(self._scaler)
+
+    def _go_back(self, loss: float) -> None:
+        """Takes up the last checkpoint (or the first weights) at half the learning rate, a bounded number of times."""
+        step, retries, factor = self.state.step, self.state.retries, self.state.rate_factor
+        if retries >= RETRIES or not self._restore():
+            raise NonFiniteLoss(
+                f"the loss of {self.stage} became {loss} at step {step + 1} of {self.total}, at learning rate {self.settings.learning_rate * factor:g}"
+                f"{f' after {retries} returns to the last checkpoint' if retries else ''}. Lower fit.learning_rate, set fit.clip to 1, "
+                f"or use float32 (compute.precision)."
+            )
+        self.state.retries, self.state.rate_factor = retries + 1, factor / 2
+        self.report({"train/returns": float(self.state.retries)}, step + 1)
+        self._save()
+
+    def _precision(self) -> Precision:
+        wanted = self.compute.precision
+        if wanted is not Precision.auto:
+            return wanted
+        if is_deterministic(self.compute, self.feed.device):
+            return Precision.float32  # a timed choice could differ between two equal runs
+        batch = self.feed.batch(self.feed.rows[: self.settings.batch_size], 0, 0)
+        return fastest_precision(copy.deepcopy(self.module), batch)
+
+    def _finish(self) -> Fitted:
+        final = self.best if self.best is not None else self.ema
+        if final is not None:
+            self.module.load_state_dict(final)
+        self.module.eval()
+        steps = self.state.step
+        seconds = max(self.state.seconds, 1e-9)
+        rows = steps / self.feed.steps * len(self.feed.rows)
+        return Fitted(
+            steps=steps,
+            epochs=math.ceil(steps / self.feed.steps),
+            best_score=self.sign * self.state.best_score,
+            best_epoch=self.state.best_epoch,
+            seconds=seconds,
+            images_per_second=rows / seconds,
+            data_share=self.state.waited / seconds,
+            precision=self.state.precision,
+            stopped_early=self.state.stopped,
+            metrics=self.state.metrics,
+        )
+
+
+def _optimizer(settings: Fit, groups: list[dict[str, Any]], device: torch.device) -> torch.optim.Optimizer:
+    copies = [dict(group) for group in groups]
+    if settings.optimizer is Optimizer.sgd:
+        return torch.optim.SGD(copies, lr=settings.learning_rate, momentum=0.9, nesterov=True)
+    return torch.optim.AdamW(copies, lr=settings.learning_rate, fused=device.type in ("cpu", "cuda"))
+
+
+def _weights(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+
+def _average(ema: dict[str, Tensor], module: nn.Module, decay: float) -> None:
+    """Moves the average towards the module's floating-point state; counters are copied."""
+    state = module.state_dict()
+    floats = [name for name, value in state.items() if value.is_floating_point()]
+    torch._foreach_lerp_([ema[name] for name in floats], [state[name].detach() for name in floats], 1 - decay)
+    for name in state.keys() - set(floats):
+        ema[name].copy_(state[name])
+
+
+class _swapped:
+    """Puts other weights into a module while the block runs; None changes nothing."""
+
+    def __init__(self, module: nn.Module, weights: dict[str, Tensor] | None):
+        self.module, self.weights = module, weights
+
+    def __enter__(self) -> None:
+        if self.weights is not None:
+            self.before = _weights(self.module)
+            self.module.load_state_dict(self.weights)
+
+    def __exit__(self, *_: object) -> None:
+        if self.weights is not None:
+            self.module.load_state_dict(self.before)

@@ -1,0 +1,7 @@
+"""Kinds of data. A modality is one file here and one line in this table."""
+
+from ml.modalities.image import Image
+
+MODALITIES = {
+    "image": Image,
+}

@@ -1,0 +1,141 @@
+"""A backbone with a head, and the files that hold one: safetensors weights beside a JSON description.
+
+A model's folder holds `model.safetensors` and `model.json`; a backbone's alone `backbone.safetensors` and `backbone.json`.
+Equal weights give equal bytes. Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor, nn
+
+from ml.backbones import BACKBONES
+from ml.choice import Choice, choice
+from ml.contracts import Batch, DataSpec, InputError, StepResult
+from ml.heads import HEADS
+from ml.losses import labelled_accuracy
+
+FORMAT = 1
+"""Version of the JSON description; a reader refuses what is newer."""
+
+
+class Model(nn.Module):
+    """A backbone and a head, trained together."""
+
+    def __init__(self, backbone: nn.Module, head: nn.Module):
+        super().__init__()
+        self.backbone, self.head = backbone, head
+
+    @classmethod
+    def build(cls, backbone: Choice, head: Choice, spec: DataSpec) -> Model:
+        """A model with random weights for the data that `spec` describes."""
+        made = backbone.make(spec)
+        return cls(made, head.make(made.width, spec))
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        return self.head(self.backbone.encode(inputs))
+
+    def step(self, batch: Batch) -> StepResult:
+        """The head's loss, and the accuracy on the batch."""
+        outputs = self(batch.inputs)
+        return StepResult(self.head.loss(outputs, batch), {"accuracy": labelled_accuracy(outputs.detach(), batch)})
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelInfo:
+    """What stands beside a model's weights; `temperature` divides its logits."""
+
+    backbone: Choice
+    head: Choice
+    spec: DataSpec
+    temperature: float = 1.0
+
+
+def save_model(model: Model, folder: Path, backbone: Choice, head: Choice, spec: DataSpec, temperature: float = 1.0) -> None:
+    """Writes model.safetensors and model.json into `folder`, which is made where missing."""
+    described = {"backbone": _plain(backbone), "head": _plain(head), "spec": dataclasses.asdict(spec), "temperature": float(temperature)}
+    _write(folder, "model", model, described)
+
+
+def load_model(folder: Path) -> tuple[Model, ModelInfo]:
+    """The model in `folder`, in evaluation mode, and its description; InputError where the files are damaged or not ours."""
+    described, tensors = read_described(Path(folder), "model")
+    path = Path(folder) / "model.json"
+    try:
+        backbone, head = choice("backbone", BACKBONES)(**described["backbone"]), choice("head", HEADS)(**described["head"])
+        temperature = float(described["temperature"])
+        spec = read_spec(described["spec"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} does not describe a model of ours: {' '.join(str(error).split())}") from None
+    model = Model.build(backbone, head, spec)
+    state = model.state_dict()
+    differing = sorted(state.keys() ^ tensors.keys()) or [name for name in state if state[name].shape != tensors[name].shape]
+    if differing:
+        raise InputError(f"{path.with_suffix('.safetensors')} does not fit its description {path.name}: {', '.join(differing[:12])} differ")
+    model.load_state_dict(tensors)
+    return model.eval(), ModelInfo(backbone, head, spec, temperature)
+
+
+def save_backbone(backbone: nn.Module, folder: Path, chosen: Choice, spec: DataSpec) -> None:
+    """Writes backbone.safetensors and backbone.json into `folder`, which is made where missing."""
+    _write(folder, "backbone", backbone, {"backbone": _plain(chosen), "spec": dataclasses.asdict(spec)})
+
+
+def read_described(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The description and the tensors of the `kind` (model or backbone) in `folder`; raises InputError."""
+    path = folder / f"{kind}.json"
+    try:
+        described = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"there is no {kind} in {folder}: {path.name} cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise InputError(f"{path} is damaged: not JSON ({error})") from None
+    if not isinstance(described, dict) or "format" not in described:
+        raise InputError(f"{path} does not describe a {kind} of ours: it has no `format`")
+    if described["format"] != FORMAT:
+        raise InputError(f"{path} has format {described['format']!r}, this version reads {FORMAT}: update warmstart")
+    return described, read_tensors(path.with_suffix(".safetensors"))
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file; raises InputError."""
+    try:
+        return safetensors.torch.load_file(path)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
+    except safetensors.SafetensorError as error:
+        raise InputError(f"{path} is damaged or no safetensors file: {error}") from None
+
+
+def read_spec(content: Mapping[str, Any]) -> DataSpec:
+    """A DataSpec from its JSON form; raises KeyError, TypeError or ValueError."""
+    shape = tuple(int(size) for size in content["shape"])
+    if len(shape) == 0 or min(shape) < 1:
+        raise ValueError(f"shape {shape} is not one of an item")
+    statistics = {str(name): [float(value) for value in values] for name, values in content["statistics"].items()}
+    return DataSpec(str(content["modality"]), dict(content["options"]), shape, tuple(map(str, content["classes"])), statistics)
+
+
+def _write(folder: Path, kind: str, module: nn.Module, described: Mapping[str, Any]) -> None:
+    folder = Path(folder)
+    # Contiguous copies in plain order: neither channels-last strides nor storage that tensors share reaches the file.
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in sorted(module.state_dict().items())}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{kind}.safetensors").write_bytes(safetensors.torch.save(tensors))
+        text = json.dumps({"format": FORMAT, **described}, indent=2, sort_keys=True, ensure_ascii=False)
+        (folder / f"{kind}.json").write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot write the {kind} to {folder}: {error.strerror or error}") from None
+
+
+def _plain(chosen: Choice) -> dict[str, Any]:
+    """The choice with every option spelled out, so that a later change of a default does not change the model."""
+    return {"name": chosen.name.value, "options": chosen.parsed().model_dump(mode="json")}

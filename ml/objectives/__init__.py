@@ -1,0 +1,15 @@
+"""Objectives: what a backbone is pretrained with."""
+
+from ml.objectives.denoising import Denoising
+from ml.objectives.masked import Masked
+from ml.objectives.simclr import SimCLR
+from ml.objectives.supervised import Supervised
+from ml.objectives.vicreg import VICReg
+
+OBJECTIVES: dict[str, type] = {
+    "simclr": SimCLR,
+    "vicreg": VICReg,
+    "masked": Masked,
+    "denoising": Denoising,
+    "supervised": Supervised,
+}

@@ -1,0 +1,48 @@
+"""SimCLR (Chen et al. 2020, arXiv:2002.05709): two views of an item attract each other and repel those of all others.
+
+B batch, D features.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import nn
+from torch.nn import functional as F
+
+from ml.contracts import Batch, DataSpec, Options, StepResult
+from ml.projector import encode_views, projector, spread
+
+
+class SimCLROptions(Options):
+    temperature: float = Field(0.2, gt=0, le=10, description="Divides the similarities: lower looks harder at near neighbours.")
+    hidden: int = Field(512, ge=8, le=65_536, description="Features of the projector's hidden layer.")
+    output: int = Field(128, ge=4, le=65_536, description="Features that are compared.")
+
+
+class SimCLR(nn.Module):
+    """Contrastive learning of two augmented views with the NT-Xent loss."""
+
+    Options = SimCLROptions
+    needs: ClassVar[frozenset[str]] = frozenset()
+    labels: ClassVar[bool] = False
+    views: ClassVar[int] = 2
+    augmentation: ClassVar[str] = "contrastive"
+
+    def __init__(self, options: SimCLROptions, backbone: nn.Module, spec: DataSpec):
+        super().__init__()
+        self.temperature, self.backbone = options.temperature, backbone
+        self.projector = projector(backbone.width, options.hidden, options.output)
+
+    def step(self, batch: Batch) -> StepResult:
+        features_BD = encode_views(self.backbone, batch)
+        unit_BD = F.normalize(self.projector(features_BD).float(), dim=1)
+        rows = len(unit_BD)
+        similarity_BB = unit_BD @ unit_BD.T / self.temperature
+        similarity_BB = similarity_BB.masked_fill(torch.eye(rows, dtype=torch.bool, device=unit_BD.device), float("-inf"))
+        partner_B = torch.arange(rows, device=unit_BD.device).roll(rows // 2)
+        loss = F.cross_entropy(similarity_BB, partner_B)
+        found = (similarity_BB.detach().argmax(1) == partner_B).float().mean()
+        return StepResult(loss, {"contrastive_accuracy": found, "feature_spread": spread(features_BD)})

@@ -1,0 +1,168 @@
+"""From a source to a store: decode, quarantine, remove copies, reserve the test, measure, write.
+
+The test rows are reserved here, before any statistic and any training, and no copy of one stays outside the test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ml.contracts import UNLABELLED, InputError, Modality, Raw, Source
+from ml.decoding import decode_all, discard, require_space
+from ml.duplicates import exact_duplicates, near_groups
+from ml.labels import natural_order
+from ml.recipe import Data
+from ml.reservation import check_classes, keep_groups_apart, reserve_test
+from ml.store import Store, disk_errors, write_store
+
+SAMPLE_RUNS, SAMPLE_RUN = 16, 16
+SLICE_BYTES = 32 * 2**20
+NAMED = 20
+"""How many keys or classes the manifest or a message lists at most."""
+
+
+def preprocess(source: Source, modality: Modality, data: Data, workdir: Path, stores: Path) -> Store:
+    """Makes the store of `source` under `stores`, or finds it there.
+
+    Killed, the same call goes on with the chunks that `workdir` holds. The result depends on the data and options alone. Raises
+    InputError for data that cannot be used, and for a full or read-only disk.
+    """
+    scanned = source.scan()
+    ignored = int(scanned.attrs.get("ignored", 0))
+    scanned["label"] = scanned["label"].where(scanned["split"] != "unlabelled", None)  # whatever its column held
+    classes = natural_order(scanned["label"].dropna())
+    if len(classes) < 2:
+        found = f"one class only: {classes[0]!r}" if classes else "no labelled row"
+        raise InputError(f"the data hold {len(scanned)} rows and {found}. Telling classes apart takes labelled rows of at least two")
+    modality = type(modality)(modality.plan(list(_sample(source, modality, scanned["key"].tolist())), len(scanned)))
+    needed = len(scanned) * int(np.prod(modality.item_shape))
+    with disk_errors(workdir, 2 * needed):
+        require_space([(workdir, needed), (stores, needed)])
+        rows, facts = decode_all(source, modality, scanned["key"].tolist(), workdir, data.workers)
+    table = pd.concat([scanned.reset_index(drop=True), facts], axis=1)
+    quarantine = table.loc[table["reason"] != "", ["key", "reason", "bytes"]].reset_index(drop=True)
+    _check_quarantine(quarantine, len(table), data.quarantine_limit)
+    table, found = _clean(table, rows, modality, data, classes)
+    positions = table.index.to_numpy()
+    training = positions[table["part"].isin(["train", "unlabelled"]).to_numpy()]
+    spec = modality.spec(classes, modality.statistics(_slices(rows, training)))
+    manifest = {"scanned": len(scanned), "ignored": ignored, "quarantined": len(quarantine), **found, **_counts(table, classes)}
+    final = _final(table, classes, facts.columns)
+    with disk_errors(stores, needed):
+        store = write_store(stores, _slices(rows, positions), modality.item_shape, final, quarantine, spec, manifest)
+    discard(workdir)
+    return store
+
+
+def summary(store: Store) -> dict[str, Any]:
+    """What there is to know of a store before training on it, JSON-able: counts, classes, what was removed, bytes."""
+    facts = {name: value for name, value in store.manifest.items() if name not in ("files", "spec", "version")}
+    train = [counts.get("train", 0) for counts in facts["classes"].values()]
+    return facts | {
+        "classes": {name: facts["classes"][name] for name in store.spec.classes},  # in their order, which JSON loses
+        "shape": list(store.spec.shape),
+        "imbalance": max(train) / min(train),
+        "bytes": sum(file["bytes"] for file in store.manifest["files"].values()),
+        "reasons": {str(reason): int(count) for reason, count in store.quarantine["reason"].value_counts().items()},
+    }
+
+
+def _clean(table: pd.DataFrame, rows: np.ndarray, modality: Modality, data: Data, classes: list[str]) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The rows to keep, each with its part and group, and counts of what was removed; the index stays the position in `rows`."""
+    usable = table[table["reason"] == ""].copy()
+    unlabelled = usable["label"].isna()
+    hidden = unlabelled & usable["split"].isin(["test", "validation"])  # neither to be scored nor to be trained on
+    usable["part"] = usable["split"].where(usable["split"].notna(), "train").where(~unlabelled, "unlabelled")
+    usable = usable[~hidden]
+    copy, conflict = exact_duplicates(usable)
+    official = bool((usable["part"] == "test").any())
+    tested = set(usable.loc[~copy & (usable["part"] == "test"), "content"])
+    leaked = int((copy & (usable["part"] != "test") & usable["content"].isin(tested)).sum())
+    disputed = [part for _, part in usable[conflict].groupby("content", sort=False)]
+    kept = usable[~copy & ~conflict].copy()
+    kept["named"] = kept["group"]
+    signatures = kept["signature"].to_numpy(np.uint64)
+    kept["group"] = near_groups(signatures, rows, kept.index.to_numpy(), modality, kept["named"], data.near_duplicates)
+    sizes = kept["group"].value_counts()
+    if not official:
+        kept["part"] = reserve_test(kept, data.test_fraction)
+    straddling = keep_groups_apart(kept)
+    final = kept[~straddling]
+    check_classes(final, classes, usable)
+    if not (final["part"] == "test").any():
+        raise InputError("no row can be reserved for the test: every class has a single row or group. Add data, or an official test part")
+    return final, {
+        "test": "official" if official else "hash",
+        "unlabelled_evaluation": int(hidden.sum()),
+        "duplicates": {"exact": int(copy.sum()), "near": int(sizes[sizes > 1].sum()), "near_groups": int((sizes > 1).sum())},
+        "largest_group": int(sizes.max()),
+        "leakage": {"exact": leaked, "near": int(straddling.sum())},
+        "conflicts": {
+            "pictures": len(disputed),
+            "rows": int(conflict.sum()),
+            "examples": [{"keys": one["key"].tolist(), "labels": natural_order(one["label"].dropna())} for one in disputed[:NAMED]],
+        },
+    }
+
+
+def _check_quarantine(quarantine: pd.DataFrame, rows: int, limit: float) -> None:
+    share = len(quarantine) / rows
+    if share <= limit and share < 1:
+        return
+    reasons = quarantine["reason"].value_counts()
+    common = "; ".join(f"{count} x {reason}" for reason, count in reasons.iloc[:3].items())
+    example = quarantine["key"].iloc[0]
+    if share == 1:
+        raise InputError(f"none of the {rows} items can be read: {common}. The first is {example!r}")
+    raise InputError(
+        f"{len(quarantine)} of {rows} items cannot be used ({share:.1%}, the limit is {limit:.1%}): {common}. The first is {example!r}. "
+        f"Mend or remove them, or raise data.quarantine_limit to {min(1.0, np.ceil(share * 100) / 100):.2f}"
+    )
+
+
+def _sample(source: Source, modality: Modality, keys: list[str]) -> Iterator[Raw]:
+    """A few short runs of items spread over the data: runs, because a column file is read in order."""
+    if modality.options.size is not None and modality.options.channels is not None:
+        return
+    starts = np.unique(np.linspace(0, max(0, len(keys) - SAMPLE_RUN), SAMPLE_RUNS).astype(int))
+    chosen = sorted({row for start in starts.tolist() for row in range(start, min(start + SAMPLE_RUN, len(keys)))})
+    yield from source.read([keys[row] for row in chosen])
+
+
+def _slices(rows: np.ndarray, positions: np.ndarray) -> Iterator[np.ndarray]:
+    step = max(1, SLICE_BYTES // int(np.prod(rows.shape[1:])))
+    for start in range(0, len(positions), step):
+        yield np.asarray(rows[positions[start : start + step]])
+
+
+def _counts(table: pd.DataFrame, classes: list[str]) -> dict[str, Any]:
+    parts = {str(part): int(count) for part, count in table["part"].value_counts().sort_index().items()}
+    labelled = table[table["label"].notna()]
+    by_class = {name: {str(part): int(n) for part, n in one["part"].value_counts().sort_index().items()} for name, one in labelled.groupby("label")}
+    return {
+        "rows": len(table),
+        "parts": parts,
+        "classes": {name: by_class[name] for name in classes},
+        "untested_classes": [name for name in classes if "test" not in by_class[name]],
+    }
+
+
+def _final(table: pd.DataFrame, classes: list[str], facts: pd.Index) -> pd.DataFrame:
+    """The store's table: documented columns first, then what else the modality told of an item."""
+    numbers = {name: number for number, name in enumerate(classes)}
+    columns = {
+        "row_id": table["content"],
+        "key": table["key"],
+        "label": table["label"].map(numbers).fillna(UNLABELLED).astype(np.int64),
+        "split": table["split"],
+        "part": table["part"],
+        "group": pd.factorize(table["group"])[0].astype(np.int64),
+        "slice": table["slice"],
+    }
+    own = {name: table[name].astype(np.int64) for name in facts if name not in ("content", "signature", "reason", "bytes")}
+    return pd.DataFrame(columns | own).reset_index(drop=True)

@@ -1,0 +1,31 @@
+"""The projector of objectives that compare views, and what shows that its features have not collapsed.
+
+B batch, D features.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ml.contracts import Batch
+
+
+def projector(width: int, hidden: int, output: int) -> nn.Sequential:
+    """Two layers with batch normalisation between."""
+    return nn.Sequential(
+        nn.Linear(width, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True), nn.Linear(hidden, output, bias=False)
+    )
+
+
+def encode_views(backbone: nn.Module, batch: Batch) -> Tensor:
+    """Pooled features (2B, D) of the two views: row i and row B + i show the same item."""
+    names = batch.views[0]
+    return backbone.encode({name: torch.cat([view[name] for view in batch.views]) for name in names}).pooled_BD
+
+
+def spread(features_BD: Tensor) -> Tensor:
+    """Mean standard deviation of unit-length features times √D: near 1 when they use all directions, 0 when collapsed."""
+    unit_BD = F.normalize(features_BD.detach().float(), dim=1)
+    return unit_BD.std(0, correction=0).mean() * unit_BD.shape[1] ** 0.5

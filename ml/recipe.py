@@ -1,0 +1,269 @@
+"""The recipe: one YAML file that describes a whole run, and the model that checks it.
+
+`load(path, overrides)` reads one, applies `a.b.c=value` overrides (values are YAML) and gives a `Recipe`; every problem is
+an InputError that names the key. The same model is the flow's parameter, so Prefect's UI shows it as a form.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ml.backbones import BACKBONES
+from ml.choice import choice, problems, unknown
+from ml.contracts import InputError
+from ml.heads import HEADS
+from ml.methods import METHODS
+from ml.modalities import MODALITIES
+from ml.objectives import OBJECTIVES
+from ml.sources import SOURCES
+
+SourceChoice = choice("source", SOURCES)
+ModalityChoice = choice("modality", MODALITIES)
+BackboneChoice = choice("backbone", BACKBONES)
+ObjectiveChoice = choice("objective", OBJECTIVES)
+HeadChoice = choice("head", HEADS)
+MethodChoice = choice("method", METHODS)
+
+
+class Section(BaseModel):
+    """Base of the recipe's sections: unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class Optimizer(str, enum.Enum):
+    adamw = "adamw"
+    sgd = "sgd"
+
+
+class Schedule(str, enum.Enum):
+    cosine = "cosine"
+    one_cycle = "one-cycle"
+    constant = "constant"
+
+
+class Precision(str, enum.Enum):
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class Balance(str, enum.Enum):
+    none = "none"
+    weights = "weights"
+    sampling = "sampling"
+
+
+class Fit(Section):
+    """How one training runs: length, optimizer, schedule."""
+
+    epochs: int | None = Field(None, ge=1, le=100_000, description="Passes over the training rows; unset, as many as `samples` asks for.")
+    samples: int = Field(100_000, ge=1, description="With `epochs` unset: rows to train on in all, rounded to whole epochs.")
+    max_epochs: int = Field(200, ge=1, description="With `epochs` unset: never more passes than this.")
+    batch_size: int = Field(64, ge=2, le=65_536, description="Rows for one update of the weights; made smaller on a smaller data set.")
+    accumulate: int = Field(1, ge=1, le=1024, description="Micro-batches that one update is gathered from.")
+    optimizer: Optimizer = Field(Optimizer.adamw, description="adamw, or sgd with Nesterov momentum 0.9.")
+    learning_rate: float = Field(1e-3, gt=0, le=100, description="Peak learning rate.")
+    weight_decay: float = Field(0.05, ge=0, le=10, description="Decoupled decay (adamw) or L2 (sgd) on matrices; never on biases and norms.")
+    schedule: Schedule = Field(Schedule.cosine, description="Shape of the learning rate after its warm-up.")
+    warmup: float = Field(0.1, ge=0, lt=1, description="Share of the updates spent warming up.")
+    clip: float = Field(1.0, ge=0, description="Largest gradient norm; 0 clips nothing.")
+    ema: float = Field(0.0, ge=0, lt=1, description="Decay of the moving average of the weights that is kept; 0 keeps the weights themselves.")
+    patience: int = Field(0, ge=0, description="Stop after this many validations without gain; 0 never stops early.")
+    checkpoint_seconds: float = Field(20.0, ge=0, description="Least time between two checkpoints, in seconds; 0 makes one after each step.")
+
+
+class Data(Section):
+    """Where the rows come from and how they are cleaned."""
+
+    source: SourceChoice = Field(description="Where the rows come from.")
+    modality: ModalityChoice = Field(default_factory=lambda: ModalityChoice(name="image"), description="What kind of data they are.")
+    test_fraction: float = Field(0.2, gt=0, lt=1, description="Share of the labelled rows kept for the test, where the data has no split of its own.")
+    quarantine_limit: float = Field(0.05, ge=0, le=1, description="Largest share of unusable items; above it the run stops.")
+    near_duplicates: bool = Field(True, description="Keep near-identical items on one side of the split.")
+    workers: int = Field(0, ge=0, le=256, description="Threads that decode; 0 takes all cores.")
+
+
+class Splitting(Section):
+    """How the labelled rows outside the test are divided."""
+
+    validation_fraction: float = Field(0.2, gt=0, lt=1, description="Share of the rows outside the test kept for validation, where the data has none of its own.")
+    labels_per_class: int | None = Field(None, ge=1, description="Train on this many labelled rows of each class, to study few labels.")
+    label_fraction: float | None = Field(None, gt=0, le=1, description="Train on this share of the labelled rows of each class.")
+
+    @model_validator(mode="after")
+    def _one_limit(self) -> Splitting:
+        if self.labels_per_class is not None and self.label_fraction is not None:
+            raise ValueError("labels_per_class and label_fraction exclude each other: set one of them")
+        return self
+
+
+class Pretraining(Section):
+    """How the backbone is pretrained on all rows outside the test."""
+
+    enabled: bool = Field(True, description="Pretrain; false starts from `backbone` weights alone.")
+    objective: ObjectiveChoice = Field(default_factory=lambda: ObjectiveChoice(name="simclr"), description="The loss to pretrain with.")
+    augmentation: dict[str, Any] = Field(default_factory=dict, description="The modality's augmentation: a `preset` and fields that differ from it.")
+    fit: Fit = Field(default_factory=Fit, description="How the pretraining runs.")
+    probe: bool = Field(True, description="After each epoch, score the features with nearest neighbours on labelled training rows.")
+
+
+class Finetuning(Section):
+    """How the model is fitted to the labels."""
+
+    head: HeadChoice = Field(default_factory=lambda: HeadChoice(name="classification"), description="What the model is fine-tuned for.")
+    method: MethodChoice = Field(default_factory=lambda: MethodChoice(name="full"), description="How the model is fine-tuned.")
+    augmentation: dict[str, Any] = Field(default_factory=dict, description="The modality's augmentation: a `preset` and fields that differ from it.")
+    fit: Fit = Field(default_factory=Fit, description="How the fine-tuning runs.")
+    balance: Balance = Field(Balance.none, description="Against unbalanced classes: weigh the loss, sample evenly, or neither.")
+    metric: str = Field("", description="Validation metric that chooses the best epoch; empty takes the head's own.")
+    baseline: bool = Field(True, description="Also fine-tune from random weights with the same data and budget.")
+    classical: bool = Field(True, description="Also fit the simple alternative on the same labels.")
+
+
+class Evaluation(Section):
+    """How the model is measured."""
+
+    bootstrap: int = Field(1000, ge=100, le=100_000, description="Resamples behind an interval.")
+    confidence: float = Field(0.95, gt=0.5, lt=1, description="Coverage of the intervals.")
+    mistakes: int = Field(24, ge=0, le=200, description="How many confident mistakes to show.")
+
+
+class Gate(Section):
+    """What a new version must show before it becomes the champion."""
+
+    margin: float = Field(0.0, ge=-1, le=1, description="The lower bound of (challenger − champion) on the primary metric must reach this.")
+    slice_drop: float = Field(0.05, ge=0, le=1, description="No slice of at least 30 rows may surely lose more than this.")
+    calibration: float = Field(0.15, ge=0, le=1, description="Largest expected calibration error.")
+    latency_ratio: float = Field(3.0, gt=0, description="Largest time per row, as a multiple of the champion's.")
+
+
+class Registration(Section):
+    """How the model is registered."""
+
+    model: str = Field("", pattern=r"^[A-Za-z0-9._ -]*$", description="Registered model name; empty takes the recipe's name.")
+    gate: Gate = Field(default_factory=Gate, description="What a new version must show.")
+
+
+class Compute(Section):
+    """What the run computes on, and how."""
+
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$", description="auto, cpu, cuda, cuda:N or mps.")
+    threads: int = Field(0, ge=0, le=1024, description="CPU threads for torch; 0 takes all cores.")
+    precision: Precision = Field(Precision.auto, description="auto: what a short probe finds fastest; float32 where the run must be deterministic.")
+    deterministic: bool | None = Field(None, description="Bit-for-bit repeatable; unset, true on a CPU and false elsewhere.")
+
+
+class Recipe(Section):
+    """One whole run."""
+
+    name: str = Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._ -]*$", description="Name of the experiment and, by default, of the registered model.")
+    seed: int = Field(0, ge=0, lt=2**31, description="Seed of everything random.")
+    data: Data = Field(description="Where the rows come from and how they are cleaned.")
+    backbone: BackboneChoice = Field(description="The network that is pretrained and fine-tuned.")
+    weights: str = Field("random", description="Where the backbone starts: random, a torchvision weights name, a safetensors or weights-only file, models:/NAME@ALIAS, or runs:/ID.")
+    pretraining: Pretraining = Field(default_factory=Pretraining, description="How the backbone is pretrained.")
+    splitting: Splitting = Field(default_factory=Splitting, description="How the labelled rows are divided.")
+    finetuning: Finetuning = Field(default_factory=Finetuning, description="How the model is fitted to the labels.")
+    evaluation: Evaluation = Field(default_factory=Evaluation, description="How the model is measured.")
+    registration: Registration = Field(default_factory=Registration, description="How the model is registered.")
+    compute: Compute = Field(default_factory=Compute, description="What the run computes on.")
+
+    @model_validator(mode="after")
+    def _pairs(self) -> Recipe:
+        backbone, modality = self.backbone.chosen, self.data.modality.name.value
+        if modality not in backbone.modalities:
+            fit = [name for name, one in BACKBONES.items() if modality in one.modalities]
+            raise ValueError(f"backbone {self.backbone.name.value!r} does not read {modality} data. Those that do: {', '.join(fit)}.")
+        if self.pretraining.enabled:
+            lacking = self.pretraining.objective.chosen.needs - backbone.traits
+            if lacking:
+                fit = [name for name, one in OBJECTIVES.items() if one.needs <= backbone.traits]
+                raise ValueError(
+                    f"objective {self.pretraining.objective.name.value!r} needs {', '.join(sorted(lacking))} of the backbone, which "
+                    f"{self.backbone.name.value!r} does not give. Objectives that work with it: {', '.join(fit)}."
+                )
+        for part in (self.pretraining, self.finetuning):
+            augmentation(self, part)
+        metrics = self.finetuning.head.chosen.metrics
+        if self.finetuning.metric and self.finetuning.metric not in metrics:
+            raise ValueError(unknown("metric", self.finetuning.metric, metrics))
+        return self
+
+
+def augmentation(recipe: Recipe, part: Pretraining | Finetuning) -> tuple[str, dict[str, Any]]:
+    """The preset's name and the fields that differ from it, checked against the modality's own model."""
+    modality = recipe.data.modality.chosen
+    given = dict(part.augmentation)
+    owner = part.objective if isinstance(part, Pretraining) else part.head
+    preset = str(given.pop("preset", owner.chosen.augmentation))
+    if preset not in modality.presets:
+        raise ValueError(unknown("augmentation preset", preset, modality.presets))
+    try:
+        fields = modality.Augmentation.model_validate(given)
+    except ValidationError as error:
+        raise ValueError("; ".join(problems(error, modality.Augmentation, prefix="augmentation."))) from None
+    return preset, fields.model_dump(mode="json", exclude_unset=True)
+
+
+def load(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Reads the YAML recipe at `path` with `a.b.c=value` overrides applied; raises InputError."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the recipe {path}: {getattr(error, 'strerror', None) or error}. `warmstart recipes` lists those that there are.") from None
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"the recipe {path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"the recipe {path} must be a mapping of sections, found {type(content).__name__}")
+    for override in overrides:
+        _apply(content, override)
+    return parse(content)
+
+
+def parse(content: Mapping[str, Any]) -> Recipe:
+    """A checked Recipe from plain data; raises one InputError that lists every problem."""
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        raise InputError("the recipe does not hold:\n" + "\n".join(f"  {line}" for line in problems(error, Recipe))) from None
+
+
+def _apply(content: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise InputError(f"an override is KEY=VALUE, found {override!r}")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    if key.endswith(".path"):
+        value = text  # a path is text, even where YAML would read a number or a mapping in it
+    node = content
+    *parents, last = key.split(".")
+    for part in parents:
+        child = node.get(part)
+        if child is None:
+            child = node[part] = {}
+        elif isinstance(child, str):
+            child = node[part] = {"name": child}
+        if not isinstance(child, dict):
+            raise InputError(f"cannot set {key!r}: {part!r} is a value, not a section")
+        node = child
+    # Options belong to the class they were written for: another name starts without them.
+    if last == "name" and node.get("name") != value and "options" in node:
+        node.pop("options")
+    if isinstance(node.get(last), dict) and isinstance(value, str):
+        node[last] = {"name": value}
+    else:
+        node[last] = value

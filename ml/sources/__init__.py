@@ -1,0 +1,15 @@
+"""Where rows come from. A source is one file here and one line in this table."""
+
+from ml.sources.csv import Csv
+from ml.sources.image_folder import ImageFolder
+from ml.sources.parquet import Parquet
+from ml.sources.sklearn_digits import SklearnDigits
+from ml.sources.torchvision import Torchvision
+
+SOURCES = {
+    "sklearn-digits": SklearnDigits,
+    "image-folder": ImageFolder,
+    "parquet": Parquet,
+    "csv": Csv,
+    "torchvision": Torchvision,
+}

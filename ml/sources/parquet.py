@@ -1,0 +1,172 @@
+"""Pictures as a column of Parquet files."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import posixpath
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import Field
+
+from ml import contracts
+from ml.contracts import InputError, Raw
+from ml.files import Folder, Item, digest, folder_at, listing_digest, locate
+from ml.labels import label_texts, split_column, split_from_path
+
+BATCH_ROWS = 64
+"""Rows of pictures in memory at a time."""
+
+
+class Parquet:
+    """A Parquet file, or a folder of them: a column of image bytes (or paths), a label, and optional further columns.
+
+    Without a split column, a file named after a part (train-0001.parquet, test/x.parquet, unsupervised.parquet) is that part. Bytes
+    may stand in a struct with a field `bytes`, as Hugging Face writes them; its names of classes are used too.
+    """
+
+    class Options(contracts.Options):
+        path: str = Field("", description="Parquet file, folder of such files, or fsspec URL of either.")
+        image: str = Field("image", description="Column of image bytes, {bytes, path} structs, or paths.")
+        label: str = Field("label", description="Column of labels; missing or empty ones make a row unlabelled.")
+        label_name: str | None = Field(None, description="Column of readable class names, taken instead of `label`.")
+        split: str | None = Field(None, description="Column that says train, validation, test or unlabelled.")
+        group: str | None = Field(None, description="Column of what must stay on one side of a split (patient, video ...).")
+        slice: str | None = Field(None, description="Column to report scores by (site, camera ...).")
+        root: str | None = Field(None, description="Folder that paths in the image column are relative to; unset, that of the Parquet file.")
+
+    def __init__(self, options: Parquet.Options) -> None:
+        self.options = options
+
+    def scan(self) -> pd.DataFrame:
+        folder, items = self._files()
+        frames = [self._scan_file(folder, item.path) for item in items]
+        frame = pd.concat(frames, ignore_index=True)
+        if self.options.split is None and len(items) > 1 and frame["split"].isna().any() and frame["split"].notna().any():
+            frame["split"] = frame["split"].where(frame["split"].notna(), "train")
+        return frame
+
+    def read(self, keys: Sequence[str]) -> Iterator[Raw]:
+        folder, _ = self._files()
+        for path, part in groupby(keys, key=lambda key: key.rpartition("#")[0]):
+            yield from self._read_file(folder, path, [int(key.rpartition("#")[2]) for key in part])
+
+    def fingerprint(self) -> str:
+        folder, items = self._files()
+        return digest("parquet", self.options.model_dump_json(), listing_digest(folder, items))
+
+    def _files(self) -> tuple[Folder, list[Item]]:
+        folder, name = locate(self.options.path)
+        items = folder.list()[0]
+        if name is not None:
+            items = [item for item in items if item.path == name]
+        else:
+            # Names that begin with a dot or an underscore are other tools' notes (_SUCCESS, _metadata).
+            items = [one for one in items if one.path.endswith((".parquet", ".pq")) and not any(part[0] in "._" for part in one.path.split("/"))]
+        if not items:
+            raise InputError(f"there is no Parquet file (*.parquet, *.pq) in {self.options.path!r}")
+        if items[0].reason:
+            raise InputError(f"cannot read {items[0].path!r} in {self.options.path!r}: {items[0].reason}")
+        return folder, items
+
+    @contextlib.contextmanager
+    def _opened(self, folder: Folder, path: str) -> Iterator[pq.ParquetFile]:
+        with folder.open(path) as handle:
+            try:
+                file = pq.ParquetFile(handle, pre_buffer=False, buffer_size=2**20)
+            except (pa.ArrowException, OSError) as error:
+                raise InputError(f"{path!r} in {folder.root} is not a whole Parquet file: {_short(error)}") from None
+            yield file
+
+    def _scan_file(self, folder: Folder, path: str) -> pd.DataFrame:
+        named = split_from_path(path) if self.options.split is None else None
+        label = self.options.label_name or self.options.label
+        with self._opened(folder, path) as file:
+            there = file.schema_arrow.names
+            wanted = [label, self.options.split, self.options.group, self.options.slice]
+            for option, column in zip(("label", "split", "group", "slice", "image"), (*wanted, self.options.image), strict=True):
+                if column is not None and column not in there and not (option == "label" and named == "unlabelled"):
+                    raise InputError(
+                        f"{path!r} has no column {column!r} for `{option}`; it has {', '.join(map(repr, there))}. Set data.source.options.{option}"
+                    )
+            try:
+                table = file.read(columns=[column for column in dict.fromkeys(wanted) if column in there])
+            except (pa.ArrowException, OSError) as error:
+                raise InputError(f"{path!r} in {folder.root} is damaged: {_short(error)}") from None
+            count, schema = file.metadata.num_rows, file.schema_arrow
+        frame = pd.DataFrame({"key": [f"{path}#{row}" for row in range(count)]}, dtype=object)
+        labels = label_texts(table.column(label).to_pandas()) if label in there else pd.Series([None] * count, dtype=object)
+        frame["label"] = _class_names(labels, schema, label)
+        frame["split"] = split_column(table.column(self.options.split).to_pandas(), self.options.split) if self.options.split else named
+        for name in ("group", "slice"):
+            column = getattr(self.options, name)
+            frame[name] = label_texts(table.column(column).to_pandas()) if column else None
+        return frame.astype(object)
+
+    def _read_file(self, folder: Folder, path: str, rows: list[int]) -> Iterator[Raw]:
+        """The pictures in the given rows, in that order; rows that ascend are read in one pass, in small batches."""
+        done = 0
+        root = folder_at(self.options.root) if self.options.root else Folder(posixpath.dirname(f"{folder.root}/{path}")) if not folder.remote else folder
+        while done < len(rows):
+            try:
+                with self._opened(folder, path) as file:
+                    for raw in _ascending(file, self.options.image, rows[done:], root):
+                        done += 1
+                        yield raw
+            except (pa.ArrowException, OSError, InputError) as error:
+                # A damaged page spoils the rest of its row group: this item is given up, and the next is tried.
+                done += 1
+                yield Raw(None, f"its part of the Parquet file is damaged: {_short(error)}")
+
+
+def _ascending(file: pq.ParquetFile, column: str, rows: list[int], root: Folder) -> Iterator[Raw]:
+    """The pictures of `rows` as far as they ascend."""
+    wanted = iter(rows)
+    row = next(wanted, None)
+    start = 0
+    for group in range(file.num_row_groups):
+        end = start + file.metadata.row_group(group).num_rows
+        position = start
+        if row is not None and start <= row < end:
+            for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=[column]):
+                values = batch.column(0)
+                while row is not None and position <= row < position + len(values):
+                    yield _raw(values[row - position].as_py(), root)
+                    last, row = row, next(wanted, None)
+                    if row is not None and row < last:
+                        return
+                position += len(values)
+                if row is None or row >= end:
+                    break
+        start = end
+    if row is not None and row >= start:
+        yield Raw(None, f"the file has no row {row}")
+
+
+def _raw(value: object, root: Folder) -> Raw:
+    if isinstance(value, dict):
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, bytes):
+        return Raw(value)
+    if isinstance(value, str) and value:
+        return next(root.read([value]))
+    return Raw(None, "no picture in this row" if not value else f"expected bytes or a path, found {type(value).__name__}")
+
+
+def _class_names(labels: pd.Series, schema: pa.Schema, column: str) -> pd.Series:
+    """Numbers replaced by the names that Hugging Face's `datasets` keeps beside them; its -1 means no label."""
+    try:
+        names = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][column]["names"]
+    except (KeyError, TypeError, ValueError):
+        return labels
+    known = {str(number): str(name) for number, name in enumerate(names)} | {"-1": None}
+    named = labels.map(lambda text: known.get(text, text))
+    return named.astype(object).where(named.notna(), None)
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:160] or type(error).__name__

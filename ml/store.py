@@ -1,0 +1,222 @@
+"""The train-ready store: one folder of fixed-size arrays, a table about them, and a manifest that vouches for both.
+
+    images.npy          (N, H, W, C) uint8, memory-mapped
+    table.parquet       row i describes array i
+    quarantine.parquet  key, reason and bytes of what could not be used
+    manifest.json       spec, facts, sha256 and size of each file; written last
+
+The folder's name is the digest of its content (arrays, table, quarantine, spec, facts), whatever the machine and the time.
+Folders appear whole, by one rename, or not at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ml.contracts import DataSpec, InputError
+from ml.crash import crash_point
+
+VERSION = 1
+IMAGES, TABLE, QUARANTINE, MANIFEST = "images.npy", "table.parquet", "quarantine.parquet", "manifest.json"
+PARTIAL = ".partial-"
+
+
+class Store:
+    """An opened store: `array`, `table`, `labels`, `spec`, `digest`, `manifest`."""
+
+    def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.digest: str = manifest["digest"]
+        self.spec = _spec(manifest["spec"])
+
+    @classmethod
+    def open(cls, path: str | Path) -> Store:
+        """The store at `path`, checked by version and sizes alone; InputError where it is not whole."""
+        path = Path(path)
+        try:
+            manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+            version, files = manifest["version"], manifest["files"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path} holds no whole store ({type(error).__name__} at its {MANIFEST}): run the preprocessing again") from None
+        if version != VERSION:
+            raise InputError(f"the store {path} has version {version}; this program reads {VERSION}: run the preprocessing again")
+        for name, facts in files.items():
+            size = (path / name).stat().st_size if (path / name).is_file() else -1
+            if size != facts["bytes"]:
+                raise _damaged(path, f"{name} has {max(size, 0):,} bytes instead of {facts['bytes']:,}")
+        return cls(path, manifest)
+
+    @cached_property
+    def array(self) -> np.ndarray:
+        """(N, H, W, C) uint8, memory-mapped and read-only."""
+        return np.load(self.path / IMAGES, mmap_mode="r", allow_pickle=False)
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """row_id, key, label (-1 unlabelled), split, part, group, slice, width, height; one line a row of `array`."""
+        return pd.read_parquet(self.path / TABLE)
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """(N,) int64 class ids, -1 where unlabelled."""
+        return self.table["label"].to_numpy(np.int64)
+
+    @property
+    def quarantine(self) -> pd.DataFrame:
+        """key, reason, bytes of each item that could not be used."""
+        return pd.read_parquet(self.path / QUARANTINE)
+
+    def verify(self) -> None:
+        """Reads every file and compares its sha256 with the manifest's; InputError where one differs."""
+        for name, facts in self.manifest["files"].items():
+            if _file_sha256(self.path / name) != facts["sha256"]:
+                raise _damaged(self.path, f"the content of {name} has changed")
+
+
+def write_store(
+    stores: Path,
+    arrays: Iterable[np.ndarray],
+    shape: tuple[int, ...],
+    table: pd.DataFrame,
+    quarantine: pd.DataFrame,
+    spec: DataSpec,
+    facts: Mapping[str, Any],
+) -> Store:
+    """Writes a store under `stores` and opens it; one that is there already and whole is kept.
+
+    `arrays` yields chunks (n, *shape) uint8 in the table's order. A process killed at any moment leaves at most a hidden
+    partial folder, which the next writer removes.
+    """
+    stores.mkdir(parents=True, exist_ok=True)
+    with _partial(stores) as folder:
+        pixels = _write_array(folder / IMAGES, arrays, (len(table), *shape))
+        table.to_parquet(folder / TABLE, index=False)
+        quarantine.to_parquet(folder / QUARANTINE, index=False)
+        # As JSON knows it, so that what is digested is what is read back.
+        described = json.loads(json.dumps({"version": VERSION, "spec": asdict(spec), **facts}))
+        content = {"described": described, "images": pixels, "table": _table_digest(table), "quarantine": _table_digest(quarantine)}
+        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        files = {name: {"sha256": _file_sha256(folder / name), "bytes": (folder / name).stat().st_size} for name in (IMAGES, TABLE, QUARANTINE)}
+        for name in files:
+            _sync(folder / name)
+        manifest = described | {"digest": digest, "files": files}
+        (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True), encoding="utf-8")
+        _sync(folder / MANIFEST)
+        _sync(folder)
+        crash_point("preprocess.rename")
+        return _publish(folder, stores / digest)
+
+
+@contextlib.contextmanager
+def disk_errors(folder: Path, needed: int) -> Iterator[None]:
+    """Turns a full or read-only disk into an InputError that names the folder and the bytes needed."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise InputError(f"the disk of {folder} is full: about {needed / 2**20:,.0f} MiB are needed there. Free some space or choose another folder") from None
+        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise InputError(f"cannot write to {error.filename or folder}: {error.strerror}. Make {folder} writable or choose another folder") from None
+        raise
+
+
+@contextlib.contextmanager
+def _partial(stores: Path) -> Iterator[Path]:
+    """A hidden folder to write in, locked while its writer lives; those of dead writers are removed first."""
+    for lock in stores.glob(f"{PARTIAL}*.lock"):
+        with contextlib.suppress(OSError), lock.open("w") as held:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
+            lock.unlink()
+    handle, name = tempfile.mkstemp(prefix=PARTIAL, suffix=".lock", dir=stores)
+    lock = Path(name)
+    folder = lock.with_suffix("")
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        folder.mkdir()
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        lock.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _publish(folder: Path, target: Path) -> Store:
+    for _ in range(2):
+        try:
+            folder.replace(target)
+            _sync(target.parent)
+            return Store.open(target)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        try:
+            store = Store.open(target)
+            store.verify()
+            return store
+        except InputError:  # a damaged one gives way to the new one
+            shutil.rmtree(target)
+    return Store.open(target)
+
+
+def _write_array(path: Path, arrays: Iterable[np.ndarray], shape: tuple[int, ...]) -> str:
+    """Writes an .npy file by chunks, without a mapping (a full disk would kill a mapping's writer); gives the pixels' sha256."""
+    total, rows = hashlib.sha256(), 0
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        for array in arrays:
+            data = np.ascontiguousarray(array, dtype=np.uint8)
+            total.update(data)
+            file.write(data)
+            rows += len(data)
+    if rows != shape[0]:
+        raise ValueError(f"{rows} arrays for a table of {shape[0]} rows")
+    return total.hexdigest()
+
+
+def _table_digest(table: pd.DataFrame) -> str:
+    total = hashlib.sha256(json.dumps(list(table.columns)).encode())
+    for start in range(0, len(table), 10_000):
+        total.update(table.iloc[start : start + 10_000].to_json(orient="values").encode())
+    return total.hexdigest()
+
+
+def _file_sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise _damaged(path.parent, f"{path.name} cannot be read ({error.strerror})") from None
+
+
+def _sync(path: Path) -> None:
+    """Makes sure that a file's content, or a folder's entries, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _spec(content: Mapping[str, Any]) -> DataSpec:
+    return DataSpec(content["modality"], content["options"], tuple(content["shape"]), tuple(content["classes"]), content["statistics"])
+
+
+def _damaged(path: Path, what: str) -> InputError:
+    return InputError(f"the store {path} is damaged: {what}. Remove that folder and run the preprocessing again")

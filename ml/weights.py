@@ -1,0 +1,171 @@
+"""Weights for a backbone, from where the recipe says: a published name, a file, or a folder of ours. Nothing is unpickled.
+
+Published files differ from a backbone in small ways, and those are bridged: prefixes of names, the classifier, a stem for
+colour images on gray ones, the positions of another image size. What else differs is an error that lists it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ml.choice import Choice
+from ml.contracts import InputError
+from ml.model import read_described, read_tensors
+
+PREFIX = re.compile(r"^(module\.|backbone\.|model\.|net\.|_orig_mod\.)+")
+CLASSIFIERS = ("fc.", "head.", "heads.", "classifier.", "head_dist.")
+WRAPPERS = ("state_dict", "model", "model_state", "model_state_dict")
+LISTED = 12  # differences that an error names
+
+
+def load_weights(backbone: nn.Module, where: str | Path, chosen: Choice) -> dict[str, Any]:
+    """Loads into `backbone`, built from `chosen`, what `where` names; raises InputError and leaves it as it was.
+
+    Gives, JSON-able: source, tensors (how many), adapted (names of those made to fit), ignored (names of those left unused).
+
+    `where` is (1) a folder with backbone.json or model.json of ours, (2) a file .safetensors, .pt or .pth, (3) a name of
+    published weights, such as IMAGENET1K_V1.
+    """
+    where = str(where)
+    tensors = {PREFIX.sub("", name): value for name, value in _read(backbone, where, chosen).items()}
+    own = {PREFIX.sub("", name): (name, value) for name, value in backbone.state_dict().items()}
+    state, adapted, wrong = {}, [], []
+    for name, (full, value) in own.items():
+        if name not in tensors:
+            # A counter of batches, which some files lack, changes nothing in what the network computes.
+            if not name.endswith("num_batches_tracked"):
+                wrong.append(f"missing {name} {_shape(value)}")
+            continue
+        given = tensors[name]
+        if given.shape != value.shape:
+            given = _fitted(name, given, value)
+            if given is None:
+                wrong.append(f"{name} is {_shape(tensors[name])} in the weights and {_shape(value)} in the backbone")
+                continue
+            adapted.append(name)
+        if given.is_floating_point() and not bool(torch.isfinite(given).all()):
+            wrong.append(f"{name} holds values that are not finite")
+        state[full] = given
+    ignored = sorted(tensors.keys() - own.keys())
+    wrong += [f"unexpected {name} {_shape(tensors[name])}" for name in ignored if not name.startswith(CLASSIFIERS)]
+    if wrong:
+        raise InputError(_mismatch(where, chosen, wrong, tensors))
+    backbone.load_state_dict(state, strict=False)
+    return {"source": where, "tensors": len(state), "adapted": adapted, "ignored": ignored}
+
+
+def weights_digest(where: str | Path) -> str:
+    """A digest that changes with the weights: of the files' contents, or of the published name."""
+    path = Path(where)
+    if path.is_dir():
+        files = [file for kind in ("backbone", "model") for file in (path / f"{kind}.json", path / f"{kind}.safetensors") if file.is_file()][:2]
+    else:
+        files = [path] if path.is_file() else []
+    if not files:
+        return hashlib.sha256(f"published {where}".encode()).hexdigest()
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _read(backbone: nn.Module, where: str, chosen: Choice) -> Mapping[str, Tensor]:
+    path = Path(where)
+    if path.is_dir():
+        for kind in ("backbone", "model"):
+            if (path / f"{kind}.json").is_file():
+                return _ours(path, kind, chosen)
+        raise InputError(f"{path} holds neither backbone.json nor model.json: give a folder that warmstart wrote, or a weights file")
+    if path.is_file():
+        if path.suffix == ".safetensors":
+            kind = path.stem
+            return _ours(path.parent, kind, chosen) if kind in ("backbone", "model") and path.with_suffix(".json").is_file() else read_tensors(path)
+        return _read_torch(path)
+    if path.suffix in (".safetensors", ".pt", ".pth", ".bin", ".ckpt") or "/" in where:
+        raise InputError(f"there is no weights file {where}")
+    published = getattr(backbone, "published", None)
+    if published is None:
+        raise InputError(f"there is no file {where!r}, and {chosen.name.value} has no published weights: use `random`, a file or models:/NAME@ALIAS")
+    return published(where)
+
+
+def _ours(folder: Path, kind: str, chosen: Choice) -> Mapping[str, Tensor]:
+    described, tensors = read_described(folder, kind)
+    saved = described.get("backbone")
+    name = saved.get("name") if isinstance(saved, dict) else None
+    if name != chosen.name.value:
+        raise InputError(f"the weights in {folder} are of backbone {name!r}, the recipe asks for {chosen.name.value!r}: set backbone.name={name}")
+    if kind == "model":
+        return {key.removeprefix("backbone."): value for key, value in tensors.items() if key.startswith("backbone.")}
+    return tensors
+
+
+def _read_torch(path: Path) -> Mapping[str, Tensor]:
+    """The tensors of a torch file, read without running any code in it."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise InputError(
+            f"{path} is a pickle that holds more than tensors, and loading it could run any code: refused. Save the weights alone, "
+            f"with torch.save(model.state_dict(), ...), or as safetensors."
+        ) from None
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
+    except (RuntimeError, ValueError, EOFError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise InputError(f"{path} is damaged or no torch file: {' '.join(str(error).split())[:200]}") from None
+    for wrapper in WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+    if not isinstance(content, Mapping):
+        raise InputError(f"{path} holds a {type(content).__name__}, expected tensors by name (a state_dict)")
+    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise InputError(f"{path} holds no tensors by name, expected a state_dict")
+    return tensors
+
+
+def _fitted(name: str, given: Tensor, wanted: Tensor) -> Tensor | None:
+    """`given` made to the shape of `wanted`, where there is an accepted way."""
+    if given.ndim == 4 and wanted.shape == (given.shape[0], 1, *given.shape[2:]) and given.shape[1] == 3:
+        return given.sum(1, keepdim=True)  # a gray image is one with equal channels
+    if given.ndim == 4 and given.shape[1] == 1 and wanted.shape == (given.shape[0], 3, *given.shape[2:]):
+        return given.expand_as(wanted) / 3
+    if name.endswith(("pos_embedding", "pos_embed")) and given.ndim == wanted.ndim == 3 and given.shape[2] == wanted.shape[2]:
+        return _positions(given, wanted.shape[1])
+    return None
+
+
+def _positions(given_1TD: Tensor, wanted: int) -> Tensor | None:
+    """Positions of one token and a square grid of patches, for a grid of another side."""
+    width = given_1TD.shape[2]
+    old, new = (round((tokens - 1) ** 0.5) for tokens in (given_1TD.shape[1], wanted))
+    if old**2 + 1 != given_1TD.shape[1] or new**2 + 1 != wanted:
+        return None
+    grid_1DHW = given_1TD[:, 1:].float().transpose(1, 2).reshape(1, width, old, old)
+    grid_1DHW = F.interpolate(grid_1DHW, (new, new), mode="bicubic", antialias=True, align_corners=False)
+    return torch.cat([given_1TD[:, :1], grid_1DHW.flatten(2).transpose(1, 2).to(given_1TD.dtype)], 1)
+
+
+def _mismatch(where: str, chosen: Choice, wrong: list[str], tensors: Mapping[str, Tensor]) -> str:
+    lines = wrong[:LISTED] + ([f"and {len(wrong) - LISTED} more"] if len(wrong) > LISTED else [])
+    hint = ""
+    if "stem" in type(chosen.parsed()).model_fields and any(line.startswith("conv1.weight is") for line in wrong) and len(wrong) == 1:
+        kernel = tensors["conv1.weight"].shape[-1]
+        hint = f"\nOnly the stem differs: set backbone.options.stem={'standard' if kernel == 7 else 'small'}."
+    if any("conv_proj.weight is" in line for line in wrong):
+        hint = f"\nThe patches differ: set backbone.options.patch={tensors['conv_proj.weight'].shape[-1]}."
+    return f"the weights {where} do not fit the backbone {chosen.name.value}:\n" + "\n".join(f"  {line}" for line in lines) + hint
+
+
+def _shape(value: Tensor) -> str:
+    return "x".join(map(str, value.shape)) or "scalar"

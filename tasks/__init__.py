@@ -1,0 +1,1 @@
+"""The stages: each a thin Prefect task around pure functions of ml/."""

@@ -1,0 +1,111 @@
+"""The pretrained backbone fitted to the labels; and, as the baseline, the same from random weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from ml.calibration import fit_temperature
+from ml.feed import Feed, plain_batches, seed_of
+from ml.fit import fit
+from ml.metrics import LOWER_IS_BETTER
+from ml.model import Model, save_model
+from ml.recipe import Balance, Recipe, augmentation
+from ml.splitting import Split
+from ml.store import Store
+from ml.weights import load_weights
+from tasks.references import BackboneRef, DatasetRef, ModelRef, SplitsRef
+from tasks.split import read_split
+from tasks.stage import TASK, Run, arithmetic, device_of, dump, log_fitted, sha256
+from tasks.tracking.artifacts import fetch
+from tasks.tracking.stages import StageRun
+
+
+@task(name="finetune", cache_policy=NO_CACHE, **TASK)
+def finetune(dataset: DatasetRef, backbone: BackboneRef, splits: SplitsRef, recipe: Recipe, run: Run) -> ModelRef:
+    """Fits the model that starts from the pretrained backbone."""
+    return _finetune("finetune", dataset, backbone, splits, recipe, run)
+
+
+@task(name="baseline", cache_policy=NO_CACHE, **TASK)
+def baseline(dataset: DatasetRef, splits: SplitsRef, recipe: Recipe, run: Run) -> ModelRef:
+    """Fits the same model from random weights, with the same rows, order and budget."""
+    return _finetune("baseline", dataset, None, splits, recipe, run)
+
+
+def _finetune(name: str, dataset: DatasetRef, backbone: BackboneRef | None, splits: SplitsRef, recipe: Recipe, run: Run) -> ModelRef:
+    section = dump(recipe.finetuning)
+    section.pop("baseline"), section.pop("classical")  # other stages
+    options = {"seed": recipe.seed, "backbone": dump(recipe)["backbone"], "finetuning": section, **arithmetic(recipe)}
+    inputs = {"dataset": dataset.digest, "split": splits.digest, "backbone": backbone.digest if backbone else "random"}
+    modules = ["ml.fit", "ml.weights", "ml.calibration", "ml.model", "tasks.finetune"]
+    modules += [part.chosen.__module__ for part in (recipe.backbone, recipe.data.modality, recipe.finetuning.head, recipe.finetuning.method)]
+
+    def body(stage: StageRun) -> dict:
+        store, rows = Store.open(Path(dataset.path)), read_split(splits)
+        stage.log_input(recipe.name, store.digest, "training", len(rows.train))
+        torch.manual_seed(seed_of(recipe.seed, "model"))
+        model = Model.build(recipe.backbone, recipe.finetuning.head, store.spec)
+        if backbone is not None:
+            load_weights(model.backbone, fetch(backbone.stage.run_id, "backbone"), recipe.backbone)
+        temperature = _train(model, store, rows, recipe, stage)
+        folder = stage.workdir / "model"
+        save_model(model.cpu(), folder, recipe.backbone, recipe.finetuning.head, store.spec, temperature)
+        for file in sorted(folder.iterdir()):
+            stage.log_artifact(file, "model")
+        return {"digest": sha256(folder / "model.safetensors")}
+
+    summary, output = run.stage(name, body, options=options, inputs=inputs, modules=modules)
+    return ModelRef(summary, output["digest"])
+
+
+def _train(model: Model, store: Store, rows: Split, recipe: Recipe, stage: StageRun) -> float:
+    """Trains in place and gives the temperature that calibrates the result on the validation rows."""
+    part, device, modality = recipe.finetuning, device_of(recipe.compute), recipe.data.modality.make()
+    settings, method = part.fit, part.method.make()
+    preset, fields = augmentation(recipe, part)
+    augment = modality.presets[preset](store.spec).model_copy(update=fields)
+    labels = store.labels[rows.train]
+    counts = np.bincount(labels, minlength=len(store.spec.classes))
+    if part.balance is Balance.weights:
+        model.head.set_class_weights(torch.from_numpy(counts.mean() / counts).float())
+    draw = 1 / counts[labels] if part.balance is Balance.sampling else None
+    batch = min(settings.batch_size, len(rows.train))
+    feed = Feed(store, modality, rows.train, batch, recipe.seed, device, augment, accumulate=settings.accumulate, weights=draw)
+    metric = part.metric or model.head.primary
+
+    def validate(module: Model) -> dict[str, float]:
+        targets_N, logits_NK = store.labels[rows.validation], logits(module, store, modality, rows.validation, device)
+        probabilities_NK = module.head.probabilities(logits_NK).numpy()
+        return {f"validation/{name}": measure(targets_N, probabilities_NK) for name, measure in module.head.metrics.items()}
+
+    fitted = fit(
+        model,
+        feed,
+        settings,
+        recipe.compute,
+        stage=stage.name,
+        groups=method.groups(model, settings.learning_rate, settings.weight_decay),
+        workdir=stage.workdir,
+        report=stage.report,
+        prepare=lambda progress: method.prepare(model, progress),
+        validate=validate,
+        metric=f"validation/{metric}",
+        higher_is_better=metric not in LOWER_IS_BETTER,
+    )
+    log_fitted(stage, fitted, len(rows.train))
+    stage.log_metrics({"best/score": fitted.best_score, "best/epoch": float(fitted.best_epoch + 1)})
+    logits_NK = logits(model, store, modality, rows.validation, device)
+    temperature = fit_temperature(logits_NK.numpy(), store.labels[rows.validation])
+    stage.log_metrics({"temperature": temperature})
+    return temperature
+
+
+def logits(model: Model, store: Store, modality, rows: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Outputs (N, K) of the model in evaluation mode, on the CPU."""
+    with torch.no_grad():
+        return torch.cat([model(inputs).float().cpu() for inputs in plain_batches(store, modality, rows, device)])

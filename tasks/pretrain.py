@@ -1,0 +1,101 @@
+"""A backbone pretrained on every row outside the test and the official validation part."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from torch import nn
+
+from ml.contracts import UNLABELLED, InputError
+from ml.feed import Feed, rows_of, seed_of
+from ml.fit import fit
+from ml.model import save_backbone
+from ml.probe import nearest_neighbours
+from ml.pictures import image_figure
+from ml.recipe import Recipe, augmentation
+from ml.store import Store
+from ml.weights import load_weights, weights_digest
+from tasks.references import BackboneRef, DatasetRef
+from tasks.stage import TASK, Run, arithmetic, device_of, dump, log_fitted, sha256
+from tasks.tracking.artifacts import resolve_weights
+from tasks.tracking.stages import StageRun
+
+SEEN = ("train", "unlabelled")
+
+
+@task(name="pretrain", cache_policy=NO_CACHE, **TASK)
+def pretrain(dataset: DatasetRef, recipe: Recipe, run: Run) -> BackboneRef:
+    """Precedence of the weights: 1. an unfinished run of this very stage, 2. `recipe.weights`, 3. random."""
+    start = None if recipe.weights == "random" else resolve_weights(recipe.weights)
+    options = {
+        "seed": recipe.seed,
+        "backbone": dump(recipe)["backbone"],
+        "weights": "random" if start is None else "given",
+        "pretraining": dump(recipe.pretraining) if recipe.pretraining.enabled else {"enabled": False},
+        **arithmetic(recipe),
+    }
+    inputs = {"dataset": dataset.digest} | ({"weights": weights_digest(start)} if start is not None else {})
+    modules = ["ml.fit", "ml.weights", "ml.probe", "tasks.pretrain", recipe.backbone.chosen.__module__, recipe.data.modality.chosen.__module__]
+    modules += [recipe.pretraining.objective.chosen.__module__]
+
+    def body(stage: StageRun) -> dict:
+        store = Store.open(Path(dataset.path))
+        stage.log_input(recipe.name, store.digest, "pretraining", len(rows_of(store, *SEEN)))
+        torch.manual_seed(seed_of(recipe.seed, "backbone"))
+        device = device_of(recipe.compute)
+        backbone = recipe.backbone.make(store.spec)
+        if start is not None:
+            stage.log_json(load_weights(backbone, start, recipe.backbone), "weights.json")
+        if recipe.pretraining.enabled:
+            _train(backbone, store, recipe, stage, device)
+        save_backbone(backbone.cpu(), stage.workdir / "backbone", recipe.backbone, store.spec)
+        stage.log_artifact(stage.workdir / "backbone" / "backbone.safetensors", "backbone")
+        stage.log_artifact(stage.workdir / "backbone" / "backbone.json", "backbone")
+        return {"digest": sha256(stage.workdir / "backbone" / "backbone.safetensors")}
+
+    summary, output = run.stage("pretrain", body, options=options, inputs=inputs, modules=modules)
+    return BackboneRef(summary, output["digest"], SEEN if recipe.pretraining.enabled else ())
+
+
+def _train(backbone: nn.Module, store: Store, recipe: Recipe, stage: StageRun, device: torch.device) -> None:
+    settings, modality = recipe.pretraining.fit, recipe.data.modality.make()
+    objective = recipe.pretraining.objective.make(backbone, store.spec)
+    rows = rows_of(store, *SEEN)
+    if objective.labels:
+        rows = rows[store.labels[rows] != UNLABELLED]
+    if len(rows) < 2:
+        raise InputError(f"pretraining needs at least 2 rows outside the test, found {len(rows)}. Give more data or set pretraining.enabled=false.")
+    preset, fields = augmentation(recipe, recipe.pretraining)
+    augment = modality.presets[preset](store.spec).model_copy(update=fields)
+    batch = min(settings.batch_size, len(rows))
+    feed = Feed(store, modality, rows, batch, recipe.seed, device, augment, objective.views, settings.accumulate)
+    probe = nearest_neighbours(store, modality, device, recipe.seed) if recipe.pretraining.probe else None
+    fitted = fit(
+        objective,
+        feed,
+        settings,
+        recipe.compute,
+        stage="pretrain",
+        groups=groups(objective, settings.learning_rate, settings.weight_decay),
+        workdir=stage.workdir,
+        report=stage.report,
+        validate=(lambda module: {"probe/knn_accuracy": probe(module.backbone)}) if probe else None,
+    )
+    log_fitted(stage, fitted, len(rows))
+    if hasattr(objective, "pictures"):
+        with torch.no_grad():
+            pictures = objective.eval().pictures(feed.batch(rows[:16], 0, 0))
+        for name, grid_CHW in pictures.items():
+            stage.log_figure(image_figure(grid_CHW), f"pictures/{name}.png")
+
+
+def groups(module: nn.Module, learning_rate: float, weight_decay: float) -> list[dict]:
+    """All trainable parameters at one rate, without decay for biases, norms and other vectors."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in trained if p.ndim > 1], "lr": learning_rate, "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "lr": learning_rate, "weight_decay": 0.0},
+    ]

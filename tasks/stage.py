@@ -1,0 +1,140 @@
+"""How every stage is run: its key made, looked up, locked, resumed or done, and committed in MLflow."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ml.contracts import InputError
+from ml.fit import Fitted
+from ml.recipe import Compute, Recipe
+from tasks.references import StageSummary
+from tasks.tracking.cache import stage_key
+from tasks.tracking.runs import PipelineRun
+from tasks.tracking.stages import StageRun, run_stage
+
+STAGES = ("preprocess", "pretrain", "split", "finetune", "baseline", "classical", "evaluate", "register")
+
+TASK = {"persist_result": False, "log_prints": False}
+"""Prefect options of every stage: our own record in MLflow is the cache, and stored results could be tampered with."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One pipeline run, as its stages see it: where it is tracked, where it works, what is to be done anew."""
+
+    tracked: PipelineRun
+    home: Path
+    redo: frozenset[str] = frozenset()
+
+    @property
+    def stores(self) -> Path:
+        return self.home / "stores"
+
+    def stage(
+        self,
+        name: str,
+        body: Callable[[StageRun], dict[str, Any]],
+        *,
+        options: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        modules: Sequence[str],
+        verify: Callable[[dict], str | None] | None = None,
+    ) -> tuple[StageSummary, dict[str, Any]]:
+        """The stage's summary and output: of this run's work, or of an earlier run's with the same key."""
+        result = run_stage(
+            self.tracked,
+            name,
+            key=stage_key(name, dict(options), dict(inputs), list(modules)),
+            params=flat(options),
+            inputs=dict(inputs),
+            workroot=self.home / "work",
+            body=body,
+            force=name in self.redo,
+            verify=verify,
+        )
+        return StageSummary(name, result.run_id, result.cached, result.why, round(result.seconds, 3)), result.output
+
+
+def redo_from(stage: str) -> frozenset[str]:
+    """The stages from `stage` on, which are done anew whatever the cache holds; none for an empty name."""
+    if not stage:
+        return frozenset()
+    if stage not in STAGES:
+        raise InputError(f"unknown stage {stage!r}. Valid: {', '.join(STAGES)}.")
+    return frozenset(STAGES[STAGES.index(stage) :])
+
+
+def home() -> Path:
+    """Where stores and unfinished work lie: WARMSTART_HOME, or `.warmstart` in the working folder."""
+    folder = Path(os.environ.get("WARMSTART_HOME") or ".warmstart").resolve()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(13, "Permission denied")
+    except OSError as error:
+        raise InputError(f"cannot write to {folder}: {error.strerror}. Work from a folder that you may write to, or set WARMSTART_HOME.") from None
+    return folder
+
+
+def flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested options as `a.b.c` → value, for MLflow's parameters."""
+    found: dict[str, Any] = {}
+    for name, value in options.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = value
+    return found
+
+
+def dump(section: Any) -> dict[str, Any]:
+    """A recipe section as plain data, defaults included; a choice carries its class's whole options."""
+    content = section.model_dump(mode="json")
+    for name in type(section).model_fields:
+        part = getattr(section, name)
+        if hasattr(part, "parsed"):
+            content[name] = {"name": part.name.value, "options": part.parsed().model_dump(mode="json")}
+        elif hasattr(part, "model_fields") and name in content:
+            content[name] = dump(part)
+    return content
+
+
+def device_of(compute: Compute) -> torch.device:
+    """The device that the recipe asks for, with its CPU threads set."""
+    torch.set_num_threads(compute.threads or len(os.sched_getaffinity(0)))
+    wanted = compute.device
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if wanted.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError(f"compute.device is {wanted}, but torch {torch.__version__} sees no CUDA device here. Use compute.device=cpu or auto.")
+    if wanted == "mps" and not torch.backends.mps.is_available():
+        raise InputError("compute.device is mps, but torch sees no Apple GPU here. Use compute.device=cpu or auto.")
+    return torch.device(wanted)
+
+
+def arithmetic(recipe: Recipe) -> dict[str, Any]:
+    """What of `compute` changes the numbers, and so belongs to a stage's key."""
+    return {"precision": recipe.compute.precision.value, "deterministic": recipe.compute.deterministic}
+
+
+def log_fitted(stage: StageRun, fitted: Fitted, rows: int) -> None:
+    """How a training went, as parameters, final metrics and the `best/*` values to compare runs by."""
+    stage.log_params({"epochs_done": fitted.epochs, "steps": fitted.steps, "rows": rows, "precision_used": fitted.precision})
+    stage.log_metrics(
+        {"seconds": fitted.seconds, "images_per_second": fitted.images_per_second, "data_share": fitted.data_share}
+        | {f"best/{name}": value for name, value in fitted.metrics.items()}
+    )
+    stage.set_tag("warmstart.stopped_early", str(fitted.stopped_early).lower())
+
+
+def sha256(path: Path) -> str:
+    """Digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

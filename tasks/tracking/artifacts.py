@@ -1,0 +1,143 @@
+"""Files of runs: where they are stored, whether they are whole, and how to get at one."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlparse
+from urllib.request import url2pathname
+
+from ml.contracts import InputError
+from tasks.tracking import database
+
+
+def fetch(uri_or_run_id: str, path: str = "", sha256: str | None = None) -> Path:
+    """The local path of a run's file or folder: in place where the store is local, else downloaded into a cache.
+
+    `uri_or_run_id` is a run id, `runs:/ID`, or an artifact URI; `sha256` is checked where given (of a file). Raises InputError
+    for what is not there or not whole.
+    """
+    path = _inside(path)
+    root = _root(uri_or_run_id)
+    folder = local_folder(root)
+    found = folder / path if folder is not None else _download(root, path)
+    if not found.exists():
+        raise InputError(f"there is no {path or 'artifact'} in {database.mask(uri_or_run_id)}. Was it deleted? Run the stage again with --from.")
+    if folder is not None and not found.resolve().is_relative_to(folder.resolve()):
+        raise InputError(f"the artifact {path!r} is a link that leads out of its run")
+    if sha256 is not None and digest(found) != sha256:
+        if folder is None:
+            found.unlink()
+        raise InputError(f"the artifact {path} of {database.mask(uri_or_run_id)} is damaged: its sha256 is not {sha256[:12]}…. Run the stage again with --from.")
+    return found
+
+
+def resolve_weights(uri: str) -> Path:
+    """The folder with backbone.safetensors that `models:/NAME@ALIAS`, `models:/NAME/VERSION`, `runs:/ID` or `runs:/ID/PATH` names."""
+    if uri.startswith("models:/"):
+        root = _version_root(uri)
+        candidates = [("", root), ("artifacts/model", root), ("model", root)]
+    elif uri.startswith("runs:/"):
+        run_id, _, path = uri.removeprefix("runs:/").partition("/")
+        candidates = [(path, run_id)] if path else [("backbone", run_id), ("", run_id)]
+    else:
+        raise InputError(f"weights {uri!r}: expected models:/NAME@ALIAS, models:/NAME/VERSION, runs:/ID or runs:/ID/PATH")
+    for path, root in candidates:
+        try:
+            folder = fetch(root, path)
+        except InputError:
+            continue
+        if (folder / "backbone.safetensors").is_file():
+            return folder
+    raise InputError(f"{uri} holds no backbone.safetensors. Name the run of a pretraining, or a registered backbone.")
+
+
+def local_folder(uri: str) -> Path | None:
+    """The folder behind an artifact URI of this machine's file system, None for one that a server or a bucket holds."""
+    parsed = urlparse(uri)
+    if parsed.scheme == "file":
+        return Path(url2pathname(parsed.path))
+    return Path(uri) if parsed.scheme == "" else None
+
+
+def sizes(root: str) -> dict[str, int]:
+    """Path → bytes of all files under the artifact root `root`."""
+    folder = local_folder(root)
+    if folder is not None:
+        return {file.relative_to(folder).as_posix(): file.stat().st_size for file in folder.rglob("*") if file.is_file()}
+    from mlflow.artifacts import list_artifacts
+
+    found, folders = {}, [None]
+    while folders:
+        below = folders.pop()
+        for info in database.retry(list_artifacts, artifact_uri=root if below is None else f"{root.rstrip('/')}/{below}"):
+            path = info.path if below is None or info.path.startswith(f"{below}/") else f"{below}/{info.path}"
+            if info.is_dir:
+                folders.append(path)
+            else:
+                found[path] = info.file_size
+    return found
+
+
+def digest(path: Path) -> str:
+    """sha256 of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _inside(path: str) -> str:
+    pure = PurePosixPath(path)
+    if pure.is_absolute() or ".." in pure.parts or "\0" in path:
+        raise InputError(f"the artifact path {path!r} leads out of its run")
+    return "" if str(pure) == "." else str(pure)
+
+
+def _root(uri_or_run_id: str) -> str:
+    from mlflow.exceptions import MlflowException
+
+    name = uri_or_run_id.removeprefix("runs:/")
+    if "/" in name or ":" in name:
+        return uri_or_run_id
+    try:
+        return database.retry(database.client().get_run, name).info.artifact_uri
+    except MlflowException as error:
+        raise InputError(f"there is no run {name!r} in MLflow: {database.first_line(error)}") from None
+
+
+def _version_root(uri: str) -> str:
+    from mlflow.exceptions import MlflowException
+
+    name, at, alias = uri.removeprefix("models:/").rpartition("@")
+    client = database.client()
+    try:
+        if at:
+            version = database.retry(client.get_model_version_by_alias, name, alias).version
+        else:
+            name, _, version = uri.removeprefix("models:/").rpartition("/")
+        return database.retry(client.get_model_version_download_uri, name, version)
+    except MlflowException as error:
+        raise InputError(f"{uri} is not in the registry: {database.first_line(error)}. Expected models:/NAME@ALIAS or models:/NAME/VERSION.") from None
+
+
+def _download(root: str, path: str) -> Path:
+    """Downloads into a folder named by the URI, once: a stage's artifacts do not change after it has finished."""
+    from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
+
+    cache = Path(os.environ.get("WARMSTART_HOME") or ".warmstart").resolve() / "downloads"
+    cache.mkdir(parents=True, exist_ok=True)
+    kept = cache / hashlib.sha256(f"{database.mask(root)}\n{path}".encode()).hexdigest()[:32]
+    if not kept.exists():
+        temporary = Path(tempfile.mkdtemp(dir=cache))
+        try:
+            got = Path(database.retry(download_artifacts, artifact_uri=f"{root.rstrip('/')}/{path}".rstrip("/"), dst_path=str(temporary)))
+            got.rename(kept)
+        except (MlflowException, OSError) as error:
+            if not kept.exists():  # else another process was faster
+                raise InputError(f"cannot download {path or 'the artifacts'} of {database.mask(root)}: {database.first_line(error)}") from None
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return kept

@@ -1,0 +1,239 @@
+"""Where MLflow keeps its records: found, made and checked once, before anything is logged.
+
+SQLite tables are made without a lock by MLflow, so that processes that start at once on an empty folder break each other.
+Here they are made in a temporary file, under a file lock, and renamed into place: whole or not there at all.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ml.contracts import InputError
+from tasks.reach import mask, wait_for
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+T = TypeVar("T")
+CHECKED_BYTES = 200 * 2**20  # a larger database is not read through at each start
+
+
+class TrackingError(RuntimeError):
+    """MLflow could not be used for longer than was waited."""
+
+
+def prepare(patience: float = 20.0) -> str:
+    """Makes the tracking database ready and gives its URI, as MLFLOW_TRACKING_URI or MLflow's own default says.
+
+    Raises InputError for what cannot be used: a server that is away for `patience` seconds, a damaged file, a folder that
+    cannot be written.
+    """
+    _settle_environment()
+    import mlflow
+
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    # What its database layer logs with a traceback is raised too, and told here in one line.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+    uri = mlflow.get_tracking_uri()
+    scheme = uri.split(":", 1)[0]
+    if scheme in ("http", "https"):
+        _reach(uri, patience)
+    elif scheme.split("+")[0] == "sqlite":
+        uri = _sqlite(uri)
+    elif scheme.split("+")[0] == "postgresql":
+        _postgresql(uri)
+    elif scheme == "file" or "://" not in uri:
+        raise InputError(
+            f"MLflow's records in the folder {mask(uri)} are of the old file kind, which has no transactions. Move them with `mlflow "
+            "migrate-filestore`, or set MLFLOW_TRACKING_URI=sqlite:///mlflow.db, or run in another folder."
+        )
+    mlflow.set_tracking_uri(uri)
+    return uri
+
+
+def client() -> MlflowClient:
+    """A client of the prepared database."""
+    from mlflow import MlflowClient
+
+    return MlflowClient()
+
+
+def experiment(name: str) -> str:
+    """The id of the experiment `name`, made if it is new; safe when many processes ask at once."""
+    from mlflow.exceptions import MlflowException
+
+    one = retry(client().get_experiment_by_name, name)
+    if one is None:
+        try:
+            return retry(client().create_experiment, name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            one = retry(client().get_experiment_by_name, name)
+    if one.lifecycle_stage == "deleted":
+        raise InputError(
+            f"the experiment {name!r} was deleted. Restore it with `mlflow experiments restore --experiment-id {one.experiment_id}`, or give "
+            "the recipe another name (name=...)."
+        )
+    return one.experiment_id
+
+
+def retry(call: Callable[..., T], *args: Any, patience: float = 60.0, **kwargs: Any) -> T:
+    """`call(*args, **kwargs)`, again while MLflow is away or its database busy; TrackingError after `patience` seconds."""
+    deadline, pause = time.monotonic() + patience, 0.2
+    while True:
+        try:
+            return call(*args, **kwargs)
+        except Exception as error:
+            text = str(error)
+            if "database or disk is full" in text or "readonly database" in text:
+                raise InputError(f"MLflow's database cannot be written: {first_line(error)}. Make room or permit writing, then run again.") from None
+            if not transient(error):
+                raise
+            if time.monotonic() + pause > deadline:
+                raise TrackingError(f"MLflow could not be used for {patience:.0f} s: {first_line(error)}") from error
+        time.sleep(pause)
+        pause = min(pause * 2, 3.0)
+
+
+def transient(error: Exception) -> bool:
+    """Whether the same call may succeed later: the server is away, restarting or busy, the database is locked."""
+    from mlflow.exceptions import MlflowException
+    from requests import ConnectionError as NoConnection
+    from requests import HTTPError, Timeout
+
+    if isinstance(error, MlflowException):
+        return error.error_code in ("TEMPORARILY_UNAVAILABLE", "INTERNAL_ERROR", "REQUEST_LIMIT_EXCEEDED")
+    if isinstance(error, HTTPError):
+        return error.response is None or error.response.status_code >= 500
+    return isinstance(error, NoConnection | Timeout)
+
+
+def first_line(error: BaseException, length: int = 400) -> str:
+    """The first line of an error's message, without secrets, at most `length` characters."""
+    lines = str(error).strip().splitlines()
+    return mask(lines[0] if lines else type(error).__name__)[:length]
+
+
+@contextmanager
+def file_lock(path: Path) -> Iterator[None]:
+    """Holds an exclusive lock on `path` (made if absent, and left there); it ends with the process, however that ends."""
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _settle_environment() -> None:
+    # A run id inherited from a parent process would make MLflow log into that run.
+    for name in ("MLFLOW_RUN_ID", "MLFLOW_ACTIVE_MODEL_ID"):
+        os.environ.pop(name, None)
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = os.environ["DO_NOT_TRACK"] = "true"
+    for name, value in (
+        ("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true"),  # standard output belongs to our results
+        ("MLFLOW_PRINT_MODEL_URLS_ON_CREATION", "false"),
+        ("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false"),
+        ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2"),  # `retry` waits longer, with a limit of its own
+        ("MLFLOW_HTTP_REQUEST_TIMEOUT", "30"),
+    ):
+        os.environ.setdefault(name, value)
+
+
+def _sqlite(uri: str) -> str:
+    from sqlalchemy.engine import make_url
+
+    url = make_url(uri)
+    if not url.database or url.database == ":memory:":
+        raise InputError(f"MLFLOW_TRACKING_URI={uri} keeps nothing. Name a file: sqlite:///mlflow.db")
+    path = Path(url.database).resolve()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with file_lock(path.with_name(path.name + ".lock")):
+            if not path.exists() or path.stat().st_size == 0:
+                _make_sqlite(path)
+            _check_sqlite(path)
+            uri = url.set(database=str(path)).render_as_string(hide_password=False)
+            _open(uri)
+    except OSError as error:
+        raise InputError(
+            f"cannot keep MLflow's database at {path}: {error.strerror}. Run in a folder that can be written, or set MLFLOW_TRACKING_URI."
+        ) from None
+    return uri
+
+
+def _make_sqlite(path: Path) -> None:
+    from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    for stray in path.parent.glob(f"{path.name}.new-*"):
+        stray.unlink()
+    new = path.with_name(f"{path.name}.new-{os.getpid()}")
+    store = SqlAlchemyStore(f"sqlite:///{new}", DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH)
+    store.engine.dispose()
+    new.replace(path)
+
+
+def _check_sqlite(path: Path) -> None:
+    try:
+        with closing(sqlite3.connect(path, timeout=60, isolation_level=None)) as connection:
+            # With a write-ahead log, readers and a writer do not wait for each other, and a commit costs one sync.
+            connection.execute("PRAGMA journal_mode=WAL").fetchone()
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("ROLLBACK")
+            if path.stat().st_size <= CHECKED_BYTES:
+                found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+                if found != "ok":
+                    raise sqlite3.DatabaseError(found)
+    except sqlite3.OperationalError as error:
+        raise InputError(f"cannot write to MLflow's database {path}: {error}. Permit writing, or end what holds it.") from None
+    except sqlite3.DatabaseError as error:
+        raise InputError(
+            f"MLflow's database {path} is damaged ({error}). Put a backup in its place, or move it away to start with an empty one."
+        ) from None
+
+
+def _postgresql(uri: str) -> None:
+    import sqlalchemy
+
+    engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.pool.NullPool)
+    try:
+        with engine.connect() as connection:
+            # Held until the connection closes: one process at a time makes the tables.
+            connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(hashtext('warmstart mlflow tables'))"))
+            _open(uri)
+    except sqlalchemy.exc.OperationalError as error:
+        raise InputError(f"unreachable MLflow database {mask(uri)}: {first_line(error)}. Start it, or set MLFLOW_TRACKING_URI to another.") from None
+
+
+def _open(uri: str) -> None:
+    """Opens the tracking store, which makes tables where there are none, and the default experiment."""
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    try:
+        retry(MlflowClient(uri).search_experiments, max_results=1)
+    except MlflowException as error:
+        if "out-of-date database schema" not in str(error):
+            raise
+        raise InputError(
+            f"MLflow's database {mask(uri)} was made by another MLflow. Back it up, then run `mlflow db upgrade {mask(uri)}`."
+        ) from None
+
+
+def _reach(uri: str, patience: float) -> None:
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    wait_for(f"{uri.rstrip('/')}/health", f"MLflow at {mask(uri)}", "Start it (`python -m mlflow_server`), or unset MLFLOW_TRACKING_URI to keep records in this folder.", patience)
+    try:
+        retry(MlflowClient(uri).search_experiments, max_results=1, patience=patience)
+    except (MlflowException, TrackingError) as error:
+        raise InputError(f"MLflow at {mask(uri)} refuses: {first_line(error)}. Check MLFLOW_TRACKING_URI and its user name and password.") from None

@@ -1,0 +1,111 @@
+"""What a user hands over comes back as a label with probabilities, whoever else is in the batch."""
+
+import base64
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image as Pillow
+
+from ml.backbones import BACKBONES
+from ml.choice import choice
+from ml.contracts import InputError
+from ml.heads import HEADS
+from ml.modalities import MODALITIES
+from ml.model import Model, save_backbone, save_model
+from ml.predictor import Embedder, Predictor, load
+
+CLASSES = ("cat", "dog", "it's <b>")
+
+
+def png(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Pillow.fromarray(array).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def arrays():
+    return np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A small model with random weights and a temperature, saved."""
+    torch.manual_seed(0)
+    modality = MODALITIES["image"](MODALITIES["image"].Options(size=16, channels=3))
+    spec = modality.spec(CLASSES, {"mean": [0.5] * 3, "std": [0.25] * 3})
+    backbone, head = choice("backbone", BACKBONES)(name="small-cnn"), choice("head", HEADS)(name="classification")
+    model = Model.build(backbone, head, spec)
+    torch.nn.init.normal_(model.head.linear.weight)
+    folder = tmp_path_factory.mktemp("model")
+    save_model(model, folder / "model", backbone, head, spec, temperature=2.0)
+    save_backbone(model.backbone, folder / "backbone", backbone, spec)
+    return folder
+
+
+def test_predict_agrees_with_arrays(folder, arrays, tmp_path):
+    predictor = Predictor.load(folder / "model")
+    expected = predictor.predict_arrays(arrays)
+    path = tmp_path / "one.png"
+    path.write_bytes(png(arrays[2]))
+    values = [png(arrays[0]), base64.b64encode(png(arrays[1])).decode(), path, str(path)]
+    frame = predictor.predict(values)
+    assert list(frame.columns) == ["label", "probability", *(f"p_{name}" for name in CLASSES), "error"]
+    np.testing.assert_allclose(frame.filter(like="p_").to_numpy(), expected[[0, 1, 2, 2]], atol=1e-6)
+    assert frame["label"].tolist() == [CLASSES[k] for k in expected[[0, 1, 2, 2]].argmax(1)]
+    np.testing.assert_allclose(frame["probability"], expected[[0, 1, 2, 2]].max(1), atol=1e-6)
+
+
+def test_temperature_divides_the_outputs(folder, arrays):
+    predictor = Predictor.load(folder / "model")
+    outputs = predictor.outputs(arrays)
+    expected = torch.softmax(torch.from_numpy(outputs) / 2.0, dim=1).numpy()
+    np.testing.assert_allclose(predictor.predict_arrays(arrays), expected, atol=1e-6)
+
+
+def test_bad_items_cost_their_own_row_only(folder, arrays):
+    predictor = Predictor.load(folder / "model")
+    good = [png(array) for array in arrays[:5]]
+    mixed = [good[0], b"not a picture", good[1], "neither base64 nor a file!", None, good[2], good[3][:60], good[4]]
+    frame = predictor.predict(mixed, batch_size=3)
+    assert frame["error"].notna().tolist() == [False, True, False, True, True, False, True, False]
+    bad = frame[frame["error"].notna()]
+    assert bad["label"].isna().all() and bad.filter(like="p_").isna().all(axis=None) and bad["error"].str.len().gt(5).all()
+    alone = predictor.predict([*good[:3], good[4]])
+    np.testing.assert_allclose(frame[frame["error"].isna()].filter(like="p_"), alone.filter(like="p_"), atol=1e-6)
+
+
+def test_no_good_item_and_no_item_at_all(folder):
+    predictor = Predictor.load(folder / "model")
+    assert predictor.predict([b"", b"x"])["error"].notna().all()
+    assert len(predictor.predict([])) == 0
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 7, 64])
+def test_the_batch_makes_no_difference(folder, arrays, batch_size):
+    predictor = Predictor.load(folder / "model")
+    order = np.random.default_rng(1).permutation(len(arrays))
+    np.testing.assert_allclose(predictor.predict_arrays(arrays[order], batch_size), predictor.predict_arrays(arrays)[order], atol=1e-6)
+
+
+def test_paths_are_refused_where_files_are_not_allowed(folder, arrays, tmp_path):
+    path = tmp_path / "secret.png"
+    path.write_bytes(png(arrays[0]))
+    frame = Predictor.load(folder / "model").predict([str(path), path, png(arrays[0])], files=False)
+    assert frame["error"].notna().tolist() == [True, True, False]
+
+
+def test_a_backbone_embeds(folder, arrays):
+    embedder = load(folder / "backbone")
+    assert isinstance(embedder, Embedder)
+    frame = embedder.predict([png(arrays[0]), b"x"])
+    assert list(frame.columns) == [*(f"e_{d}" for d in range(embedder.backbone.width)), "error"]
+    np.testing.assert_allclose(frame.iloc[0, :-1].astype(float), embedder.embed_arrays(arrays[:1])[0], atol=1e-5)
+    assert frame.iloc[1, :-1].isna().all() and frame["error"].notna().tolist() == [False, True]
+
+
+def test_a_folder_without_a_model_says_so(tmp_path):
+    with pytest.raises(InputError, match="no backbone|no model"):
+        load(tmp_path)
