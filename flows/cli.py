@@ -56,6 +56,7 @@ def predict(
     inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="Files, folders, Parquet or CSV.")],
     output: Annotated[Path, typer.Option(help="The Parquet file to write.")],
     batch_size: Annotated[int, typer.Option(min=1, max=65536, help="Items scored at once.")] = 256,
+    column: Annotated[str, typer.Option(help="Column of pictures or paths in Parquet and CSV; unset, image or path.")] = "",
 ) -> None:
     """Score files, folders, Parquet or CSV with a registered model; bad items get a row with the reason."""
     from flows.session import session
@@ -68,7 +69,7 @@ def predict(
         from flows.predict import predict as score
 
         with console.listening():
-            summary = score(model_uri, inputs, str(output), batch_size)
+            summary = score(model_uri, inputs, str(output), batch_size, column)
     console.show_prediction(summary)
 
 

@@ -7,7 +7,6 @@ from typing import Any
 from prefect import flow
 
 from ml.recipe import Recipe
-from tasks import tracking
 from tasks.classical import classical
 from tasks.evaluate import evaluate
 from tasks.finetune import baseline, finetune
@@ -16,6 +15,7 @@ from tasks.pretrain import pretrain
 from tasks.register import register
 from tasks.report import report
 from tasks.split import split
+from tasks.stage import pipeline_run
 
 
 @flow(name="pretrain-finetune", persist_result=False)
@@ -24,7 +24,7 @@ def pipeline(recipe: Recipe, from_stage: str = "") -> dict[str, Any]:
 
     Stages that an earlier run has done are reused, from `from_stage` on they are done anew.
     """
-    with tracking.pipeline_run(recipe, from_stage) as run:
+    with pipeline_run(recipe, from_stage) as run:
         dataset = preprocess(recipe, run)
         backbone = pretrain(dataset, recipe, run)
         splits = split(dataset, recipe, run)

@@ -10,7 +10,6 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
 
-
 class Choice(BaseModel):
     """Base of the choices that `choice` makes. A bare string stands for `{name: ...}`, `NAME:ARG` fills its `argument`."""
 
@@ -62,7 +61,7 @@ class Choice(BaseModel):
 def choice(kind: str, table: Mapping[str, type]) -> type[Choice]:
     """The pydantic model of one choice out of `table`; its name is an enum, so that forms show a menu."""
     title = "".join(part.capitalize() for part in kind.split())
-    names = enum.Enum(f"{title}Name", {name: name for name in table}, type=str)  # type: ignore[misc]
+    names = enum.StrEnum(f"{title}Name", {name: name for name in table})
     model = create_model(
         title,
         __base__=Choice,

@@ -71,6 +71,12 @@ def discard(workdir: Path) -> None:
     shutil.rmtree(workdir / "decoded", ignore_errors=True)
 
 
+def reserved(workdir: Path) -> int:
+    """The bytes that an earlier call has already taken for its rows."""
+    rows = workdir / "decoded" / "rows.bin"
+    return rows.stat().st_size if rows.is_file() else 0
+
+
 def require_space(needs: Iterable[tuple[Path, int]]) -> None:
     """InputError where the disks of the folders lack the bytes that are needed on each."""
     total: dict[int, tuple[Path, int]] = {}

@@ -96,6 +96,8 @@ def _candidates(signatures: np.ndarray, tones: np.ndarray) -> Iterator[tuple[np.
             if not together.any():
                 break
             close = together & (np.bitwise_count(turned[distance:] ^ turned[:-distance]) <= BITS)
+            if band:  # equal signatures lie side by side in every band, and were seen in the first
+                close &= turned[distance:] != turned[:-distance]
             if close.any():
                 yield order[:-distance][close], order[distance:][close]
 

@@ -101,8 +101,8 @@ def evaluate(
 
 def words(arm: str, metric: str, difference: Estimate) -> str:
     """What the difference model − arm means, said plainly."""
-    better = -1 if metric in LOWER_IS_BETTER else 1
-    sign = 0 if not difference.finite or difference.low <= 0 <= difference.high else int(math.copysign(better, difference.value))
+    sign = 0 if not difference.finite or difference.low <= 0 <= difference.high else int(math.copysign(1, difference.low))
+    sign = -sign if metric in LOWER_IS_BETTER else sign
     name = metric.replace("_", " ")
     measured = f"{name} {points(difference, metric)} on {difference.n:,} test rows"
     return {

@@ -5,6 +5,7 @@ Local links are followed only where they stay within the folder; one that leads 
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 import stat
@@ -44,6 +45,12 @@ class Folder:
             self.root = root.rstrip("/")
         else:
             self.root = os.path.realpath(Path(text.removeprefix("file://")).expanduser())
+
+    def within(self, path: str) -> Folder:
+        """The folder at `path` in this one; "" is this one."""
+        inner = copy.copy(self)
+        inner.root = f"{self.root}/{path}" if path else self.root
+        return inner
 
     def list(self) -> tuple[list[Item], list[str]]:
         """All files, links that lead out among them, and all folders within, sorted by path."""

@@ -189,7 +189,8 @@ class _Loop:
                     self._end_epoch(epoch)
                 done = done or self.state.stopped
                 now = time.perf_counter()
-                if done or asked.requested or now - saved_at >= max(self.settings.checkpoint_seconds, save_cost / CHECKPOINT_SHARE):
+                every = self.settings.checkpoint_seconds
+                if done or asked.requested or now - saved_at >= (max(every, save_cost / CHECKPOINT_SHARE) if every else 0):
                     self.state.seconds += now - clock
                     self._save()
                     clock = saved_at = time.perf_counter()

@@ -66,9 +66,9 @@ def verdict(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Verdict:
-    """Judges `challenger` against `champion`, or against `majority_NK` where there is none yet."""
+    """Judges `challenger` against `champion`, or against `majority_NK` where there is none yet. A row in no slice has "" or None."""
     targets_N = np.asarray(targets_N)
-    checks = [_finite(challenger)]
+    checks = [_finite([challenger] if champion is None else [challenger, champion])]
     if checks[0].passed:
         rival = ("the commonest class", majority_NK) if champion is None else ("the champion", champion.probabilities_NK)
         options = {"resamples": resamples, "confidence": confidence, "seed": seed}
@@ -92,10 +92,11 @@ def align(probabilities_NK: np.ndarray, own: Sequence[str], classes: Sequence[st
     return aligned
 
 
-def _finite(challenger: Candidate) -> Check:
-    bad = int((~np.isfinite(challenger.probabilities_NK)).any(1).sum())
-    passed = bad == 0 and math.isfinite(challenger.seconds_per_row) and len(challenger.probabilities_NK) > 0
-    reason = "all predictions are finite" if passed else f"{bad} predictions are not finite, or there are none, or the time per row is unknown"
+def _finite(candidates: Sequence[Candidate]) -> Check:
+    bad = sum(int((~np.isfinite(one.probabilities_NK)).any(1).sum()) for one in candidates)
+    timed = all(math.isfinite(one.seconds_per_row) for one in candidates)
+    passed = bad == 0 and timed
+    reason = "all predictions are finite" if passed else f"{bad} predictions are not finite" if bad else "the time of a row is not known"
     return Check("finite", passed, reason, {"not_finite": bad})
 
 
@@ -140,7 +141,7 @@ def _slices(
     """A slice breaks where even the upper bound of its gain is a loss of more than the recipe allows."""
     slices_N = np.asarray(slices_N, dtype=object)
     gains = {}
-    for name in sorted({name for name in slices_N if isinstance(name, str)}):
+    for name in sorted({name for name in slices_N if isinstance(name, str) and name}):
         inside_N = slices_N == name
         if inside_N.sum() >= SURE:
             groups_n = None if groups_N is None else groups_N[inside_N]

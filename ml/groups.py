@@ -11,9 +11,9 @@ from torch import nn
 def parameter_groups(module: nn.Module, learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
     """The module's parameters as one group that decays (matrices, kernels) and one that does not (biases, norms, 1-d ones)."""
     matrices, vectors = [], []
-    for name, parameter in module.named_parameters():
-        small = parameter.squeeze().ndim <= 1 or name.endswith(".bias")
-        (vectors if small or "pos_embedding" in name else matrices).append(parameter)
+    for parameter in module.parameters():
+        # Tokens and positions, (1, T, D), are vectors that stand beside one another and not a matrix.
+        (vectors if parameter.squeeze().ndim <= 1 or len(parameter) == 1 else matrices).append(parameter)
     return [
         {"params": parameters, "lr": learning_rate, "weight_decay": decay}
         for parameters, decay in ((matrices, weight_decay), (vectors, 0.0))

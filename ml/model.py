@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,8 @@ def load_model(folder: Path) -> tuple[Model, ModelInfo]:
     try:
         backbone, head = choice("backbone", BACKBONES)(**described["backbone"]), choice("head", HEADS)(**described["head"])
         temperature = float(described["temperature"])
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"temperature {temperature} is not a positive number")
         spec = read_spec(described["spec"])
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} does not describe a model of ours: {' '.join(str(error).split())}") from None

@@ -25,6 +25,7 @@ from ml.modalities import MODALITIES
 from ml.model import Model, load_model, read_described, read_spec
 
 BATCH = 256
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Predictor:
     model: Model
     spec: DataSpec
     temperature: float = 1.0
-    device: torch.device = torch.device("cpu")
+    device: torch.device = CPU
 
     @classmethod
     def load(cls, folder: str | Path, device: str | torch.device = "cpu") -> Predictor:
@@ -75,7 +76,7 @@ class Embedder:
 
     backbone: Any
     spec: DataSpec
-    device: torch.device = torch.device("cpu")
+    device: torch.device = CPU
 
     @classmethod
     def load(cls, folder: str | Path, device: str | torch.device = "cpu") -> Embedder:

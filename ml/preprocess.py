@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from ml.contracts import UNLABELLED, InputError, Modality, Raw, Source
-from ml.decoding import decode_all, discard, require_space
+from ml.decoding import decode_all, discard, require_space, reserved
 from ml.duplicates import exact_duplicates, near_groups
 from ml.labels import natural_order
 from ml.recipe import Data
@@ -42,7 +42,7 @@ def preprocess(source: Source, modality: Modality, data: Data, workdir: Path, st
     modality = type(modality)(modality.plan(list(_sample(source, modality, scanned["key"].tolist())), len(scanned)))
     needed = len(scanned) * int(np.prod(modality.item_shape))
     with disk_errors(workdir, 2 * needed):
-        require_space([(workdir, needed), (stores, needed)])
+        require_space([(workdir, max(0, needed - reserved(workdir))), (stores, needed)])
         rows, facts = decode_all(source, modality, scanned["key"].tolist(), workdir, data.workers)
     table = pd.concat([scanned.reset_index(drop=True), facts], axis=1)
     quarantine = table.loc[table["reason"] != "", ["key", "reason", "bytes"]].reset_index(drop=True)

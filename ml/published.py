@@ -12,7 +12,7 @@ from torch import Tensor
 from ml.contracts import InputError
 
 
-class Stem(str, enum.Enum):
+class Stem(enum.StrEnum):
     """Which first layers a network has: those it was published with, or ones that keep small images large enough."""
 
     auto = "auto"

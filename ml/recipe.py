@@ -37,25 +37,25 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
-class Optimizer(str, enum.Enum):
+class Optimizer(enum.StrEnum):
     adamw = "adamw"
     sgd = "sgd"
 
 
-class Schedule(str, enum.Enum):
+class Schedule(enum.StrEnum):
     cosine = "cosine"
     one_cycle = "one-cycle"
     constant = "constant"
 
 
-class Precision(str, enum.Enum):
+class Precision(enum.StrEnum):
     auto = "auto"
     float32 = "float32"
     bfloat16 = "bfloat16"
     float16 = "float16"
 
 
-class Balance(str, enum.Enum):
+class Balance(enum.StrEnum):
     none = "none"
     weights = "weights"
     sampling = "sampling"

@@ -131,7 +131,7 @@ def disk_errors(folder: Path, needed: int) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise InputError(f"the disk of {folder} is full: about {needed / 2**20:,.0f} MiB are needed there. Free some space or choose another folder") from None
-        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR):
             raise InputError(f"cannot write to {error.filename or folder}: {error.strerror}. Make {folder} writable or choose another folder") from None
         raise
 

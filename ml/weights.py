@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,8 @@ def _ours(folder: Path, kind: str, chosen: Choice) -> Mapping[str, Tensor]:
 def _read_torch(path: Path) -> Mapping[str, Tensor]:
     """The tensors of a torch file, read without running any code in it."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # torch warns of pickle protocols that it then refuses
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise InputError(
             f"{path} is a pickle that holds more than tensors, and loading it could run any code: refused. Save the weights alone, "

@@ -52,18 +52,18 @@ def _finetune(name: str, dataset: DatasetRef, backbone: BackboneRef | None, spli
         model = Model.build(recipe.backbone, recipe.finetuning.head, store.spec)
         if backbone is not None:
             load_weights(model.backbone, fetch(backbone.stage.run_id, "backbone"), recipe.backbone)
-        temperature = _train(model, store, rows, recipe, stage)
+        temperature = _train(name, model, store, rows, recipe, stage)
         folder = stage.workdir / "model"
         save_model(model.cpu(), folder, recipe.backbone, recipe.finetuning.head, store.spec, temperature)
         for file in sorted(folder.iterdir()):
             stage.log_artifact(file, "model")
-        return {"digest": sha256(folder / "model.safetensors")}
+        return {"digest": f"{sha256(folder / 'model.safetensors')[:32]}{sha256(folder / 'model.json')[:32]}"}
 
     summary, output = run.stage(name, body, options=options, inputs=inputs, modules=modules)
     return ModelRef(summary, output["digest"])
 
 
-def _train(model: Model, store: Store, rows: Split, recipe: Recipe, stage: StageRun) -> float:
+def _train(name: str, model: Model, store: Store, rows: Split, recipe: Recipe, stage: StageRun) -> float:
     """Trains in place and gives the temperature that calibrates the result on the validation rows."""
     part, device, modality = recipe.finetuning, device_of(recipe.compute), recipe.data.modality.make()
     settings, method = part.fit, part.method.make()
@@ -88,7 +88,7 @@ def _train(model: Model, store: Store, rows: Split, recipe: Recipe, stage: Stage
         feed,
         settings,
         recipe.compute,
-        stage=stage.name,
+        stage=name,
         groups=method.groups(model, settings.learning_rate, settings.weight_decay),
         workdir=stage.workdir,
         report=stage.report,

@@ -5,7 +5,9 @@ from __future__ import annotations
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from ml.overview import overview
 from ml.preprocess import preprocess as build_store
+from ml.preprocess import summary
 from ml.recipe import Recipe
 from ml.store import Store
 from tasks.references import DatasetRef
@@ -37,8 +39,6 @@ def preprocess(recipe: Recipe, run: Run) -> DatasetRef:
 
 
 def _log(stage: StageRun, recipe: Recipe, store: Store) -> None:
-    from ml.overview import overview, summary
-
     facts = summary(store)
     stage.log_json(facts, "data.json")
     stage.log_metrics({f"data/{name}": float(value) for name, value in facts.items() if isinstance(value, int | float)})

@@ -12,9 +12,10 @@ from torch import nn
 from ml.contracts import UNLABELLED, InputError
 from ml.feed import Feed, rows_of, seed_of
 from ml.fit import fit
+from ml.groups import parameter_groups
 from ml.model import save_backbone
+from ml.pictures import picture
 from ml.probe import nearest_neighbours
-from ml.pictures import image_figure
 from ml.recipe import Recipe, augmentation
 from ml.store import Store
 from ml.weights import load_weights, weights_digest
@@ -29,7 +30,7 @@ SEEN = ("train", "unlabelled")
 @task(name="pretrain", cache_policy=NO_CACHE, **TASK)
 def pretrain(dataset: DatasetRef, recipe: Recipe, run: Run) -> BackboneRef:
     """Precedence of the weights: 1. an unfinished run of this very stage, 2. `recipe.weights`, 3. random."""
-    start = None if recipe.weights == "random" else resolve_weights(recipe.weights)
+    start = _start(recipe.weights)
     options = {
         "seed": recipe.seed,
         "backbone": dump(recipe)["backbone"],
@@ -79,7 +80,7 @@ def _train(backbone: nn.Module, store: Store, recipe: Recipe, stage: StageRun, d
         settings,
         recipe.compute,
         stage="pretrain",
-        groups=groups(objective, settings.learning_rate, settings.weight_decay),
+        groups=parameter_groups(objective, settings.learning_rate, settings.weight_decay),
         workdir=stage.workdir,
         report=stage.report,
         validate=(lambda module: {"probe/knn_accuracy": probe(module.backbone)}) if probe else None,
@@ -89,13 +90,11 @@ def _train(backbone: nn.Module, store: Store, recipe: Recipe, stage: StageRun, d
         with torch.no_grad():
             pictures = objective.eval().pictures(feed.batch(rows[:16], 0, 0))
         for name, grid_CHW in pictures.items():
-            stage.log_figure(image_figure(grid_CHW), f"pictures/{name}.png")
+            stage.log_figure(picture(grid_CHW.cpu().numpy()), f"pictures/{name}.png")
 
 
-def groups(module: nn.Module, learning_rate: float, weight_decay: float) -> list[dict]:
-    """All trainable parameters at one rate, without decay for biases, norms and other vectors."""
-    trained = [p for p in module.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in trained if p.ndim > 1], "lr": learning_rate, "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "lr": learning_rate, "weight_decay": 0.0},
-    ]
+def _start(weights: str) -> str | Path | None:
+    """What to load: a registered backbone's or a run's folder, a file, or a published name; None for random weights."""
+    if weights == "random":
+        return None
+    return resolve_weights(weights) if weights.startswith(("models:/", "runs:/")) else weights

@@ -24,7 +24,9 @@ class WarmstartModel(PythonModel):
     def predict(self, context, model_input: pd.DataFrame, params=None):
         """One row of output for each row of the frame `model_input`."""
         files = os.environ.get("WARMSTART_ALLOW_PATHS") == "1"
-        return self.predictor.predict(model_input[self.predictor.spec.modality].tolist(), files=files)
+        frame = self.predictor.predict(model_input[self.predictor.spec.modality].tolist(), files=files)
+        # A row without numbers leaves as null: JSON has no NaN.
+        return frame.astype(object).where(frame.notna(), None) if frame["error"].notna().any() else frame
 
 
 mlflow.models.set_model(WarmstartModel())

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
+from ml import progress
 from ml.contracts import InputError
 from ml.fit import Fitted
+from ml.pictures import curves
 from ml.recipe import Compute, Recipe
 from tasks.references import StageSummary
+from tasks.tracking import database, runs
 from tasks.tracking.cache import stage_key
 from tasks.tracking.runs import PipelineRun
+from tasks.tracking.spool import json_lines
 from tasks.tracking.stages import StageRun, run_stage
 
 STAGES = ("preprocess", "pretrain", "split", "finetune", "baseline", "classical", "evaluate", "register")
@@ -59,7 +65,17 @@ class Run:
             force=name in self.redo,
             verify=verify,
         )
+        progress.finish(name, f"{'reused' if result.cached else 'done'} in {result.seconds:.1f} s: {result.why}")
         return StageSummary(name, result.run_id, result.cached, result.why, round(result.seconds, 3)), result.output
+
+
+@contextmanager
+def pipeline_run(recipe: Recipe, from_stage: str = "") -> Iterator[Run]:
+    """The parent run in MLflow of one pipeline run, closed with its status whatever happens."""
+    database.prepare()
+    text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    with runs.pipeline_run(recipe.name, text, recipe.seed) as tracked:
+        yield Run(tracked, home(), redo_from(from_stage))
 
 
 def redo_from(stage: str) -> frozenset[str]:
@@ -131,7 +147,21 @@ def log_fitted(stage: StageRun, fitted: Fitted, rows: int) -> None:
         {"seconds": fitted.seconds, "images_per_second": fitted.images_per_second, "data_share": fitted.data_share}
         | {f"best/{name}": value for name, value in fitted.metrics.items()}
     )
+    stage.log_figure(curves(_series(stage)), "pictures/curves.png")
     stage.set_tag("warmstart.stopped_early", str(fitted.stopped_early).lower())
+
+
+def _series(stage: StageRun) -> dict[str, dict[str, tuple[list[float], list[float]]]]:
+    """The curves reported so far by panel: training and validation of one quantity share a panel."""
+    panels: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
+    for line in json_lines(stage.workdir / "metrics.jsonl"):
+        for name, value in line["metrics"].items():
+            part, _, quantity = name.partition("/")
+            if part in ("train", "validation", "probe"):
+                steps, values = panels.setdefault(quantity.replace("_", " "), {}).setdefault(part, ([], []))
+                steps.append(line["step"])
+                values.append(value)
+    return panels
 
 
 def sha256(path: Path) -> str:

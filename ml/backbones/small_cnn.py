@@ -1,7 +1,7 @@
 """A small residual network for CPUs: dense 3x3 convolutions at low resolution, which CPUs with wide vectors do fastest.
 
-At 32x32x3 it takes at most 10 million multiply-adds (20 MFLOP). Batch normalisation goes before ReLU, as in He et al. 2015
-(arXiv:1512.03385). B batch, C channels, D features, H and W height and width.
+At 32x32x3 it takes at most 10 million multiply-adds (20 MFLOP). Blocks after He et al. 2015 (arXiv:1512.03385), with one
+convolution each. B batch, C channels, D features, H and W height and width.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from typing import ClassVar
 
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ml.contracts import DataSpec, Features, Options
 
-STAGES = ((32, 0), (64, 1), (128, 1))  # (channels, residual blocks) at strides 2, 4 and 8 of a 32-pixel image
-BASE_SIDE = 48  # larger images are first taken down by more strided convolutions
+STEM = 32  # channels at half the side
+STAGES = ((64, 2), (128, 1))  # (channels, residual convolutions) at a quarter and an eighth of the side
+LARGE_SIDE = 48  # pixels; larger images are first taken down by further strided convolutions, so that the cost grows slowly
 
 
 class SmallCNNOptions(Options):
@@ -32,23 +32,20 @@ class SmallCNN(nn.Module):
 
     def __init__(self, options: SmallCNNOptions, spec: DataSpec):
         super().__init__()
-        channels, *sides = spec.shape
-        widths = [max(8, round(options.width * width / 8) * 8) for width, _ in STAGES]
-        self.width = widths[-1]
-        side = max(sides)
+        channels, side = spec.shape[0], max(spec.shape[1:])
+        stem_width, *widths = (max(8, round(options.width * width / 8) * 8) for width in (STEM, *(width for width, _ in STAGES)))
         stem = []
-        while side > BASE_SIDE:
-            stem.append(_Convolution(channels, max(8, widths[0] // 2), stride=2))
-            channels, side = max(8, widths[0] // 2), (side + 1) // 2
-        # Tiny images keep their resolution as long as the last map would otherwise be smaller than 2x2 pixels.
-        strides = [2 if side >= 2 ** (len(STAGES) - stage) * 2 else 1 for stage in range(len(STAGES))]
-        self.stem = nn.Sequential(*stem, _Convolution(channels, widths[0], stride=strides[0]))
+        while side > LARGE_SIDE:
+            stem.append(_Convolution(channels, stem_width // 2, stride=2))
+            channels, side = stem_width // 2, (side + 1) // 2
+        stem.append(_Convolution(channels, stem_width, stride=2 if side >= 16 else 1))  # tiny images keep their resolution
+        self.stem = nn.Sequential(*stem)
         self.stages = nn.ModuleList()
-        before = widths[0]
-        for index, (width, (_, blocks)) in enumerate(zip(widths, STAGES, strict=True)):
-            down = [_Convolution(before, width, stride=strides[index])] if index else []
-            self.stages.append(nn.Sequential(*down, *(_Block(width) for _ in range(blocks))))
+        before = stem_width
+        for width, (_, blocks) in zip(widths, STAGES, strict=True):
+            self.stages.append(nn.Sequential(_Convolution(before, width, stride=2), *(_Block(width) for _ in range(blocks))))
             before = width
+        self.width = before
 
     def encode(self, inputs: Mapping[str, Tensor]) -> Features:
         """Encodes image (B, C, H, W)."""
@@ -73,15 +70,11 @@ class _Convolution(nn.Sequential):
         nn.init.kaiming_normal_(self[0].weight, mode="fan_out", nonlinearity="relu")
 
 
-class _Block(nn.Module):
-    """Two 3x3 convolutions around a shortcut, which starts as the identity: the last scale is zero (arXiv:1706.02677)."""
+class _Block(_Convolution):
+    """A convolution beside a shortcut."""
 
     def __init__(self, width: int):
-        super().__init__()
-        self.first = _Convolution(width, width)
-        self.second = nn.Sequential(nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width))
-        nn.init.kaiming_normal_(self.second[0].weight, mode="fan_out", nonlinearity="relu")
-        nn.init.zeros_(self.second[1].weight)
+        super().__init__(width, width)
 
     def forward(self, x_BDHW: Tensor) -> Tensor:
-        return F.relu(x_BDHW + self.second(self.first(x_BDHW)), inplace=True)
+        return x_BDHW + super().forward(x_BDHW)

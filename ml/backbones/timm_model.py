@@ -26,6 +26,7 @@ class TimmModel(nn.Module):
 
     Options = TimmOptions
     argument = "model"
+    requires: ClassVar[tuple[str, ...]] = ("timm",)
     modalities: ClassVar[frozenset[str]] = frozenset({"image"})
     traits: ClassVar[frozenset[str]] = frozenset({"map"})
 

@@ -19,7 +19,7 @@ from ml.contracts import DataSpec, Features, InputError, Options
 from ml.published import torchvision_weights
 
 
-class Pool(str, enum.Enum):
+class Pool(enum.StrEnum):
     mean = "mean"
     token = "class"
 

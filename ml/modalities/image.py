@@ -21,14 +21,19 @@ from torch import Tensor
 
 from ml import contracts
 from ml.contracts import DataSpec, Decoded, InputError, Mix, Raw
-from ml.modalities import image_augment
+from ml.modalities import image_augment, image_features
 from ml.pixels import Unreadable, difference_hash, pixels, read_header, resized
 
 MANY_ROWS = 20_000
 """From this many rows on, `plan` chooses smaller pictures: a pass over the data must stay affordable."""
 
+SAME_LEVELS, SAME_EDGES = 0.97, 0.85
+"""Least correlations of near-identical pictures: loose enough for recompressed copies, too strict to chain small digits."""
+PLAIN = 1.0
+"""Below this many levels of contrast a picture shows nothing, and correlations mean nothing."""
 
-class Fit(str, enum.Enum):
+
+class Fit(enum.StrEnum):
     squash = "squash"
     crop = "crop"
     pad = "pad"
@@ -53,6 +58,7 @@ class Image:
 
     Augmentation = image_augment.Augmentation
     presets = image_augment.PRESETS
+    features = staticmethod(image_features.features)
     dtype = "uint8"
 
     def __init__(self, options: Image.Options) -> None:
@@ -96,13 +102,17 @@ class Image:
     def same(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """Whether pictures are near-identical: (..., H, W, C) uint8 against the like gives (...) bool.
 
-        The mean absolute difference is held against the pictures' own contrast: on a dark scan or a small digit few levels
-        tell two items apart, and an absolute bound would take all of them for one.
+        Both the levels and the edges must correlate, so that other compression, size, brightness or contrast is passed over. Levels
+        alone would take one X-ray for another, edges alone one small digit for another; where the two bounds were measured
+        stands in docs/decisions/near-duplicates.md.
         """
-        axes = (-3, -2, -1)
-        a, b = a.astype(np.float32), b.astype(np.float32)
-        contrast = np.minimum(a.std(axis=axes), b.std(axis=axes))
-        return np.abs(a - b).mean(axis=axes) <= np.maximum(0.1 * contrast, 0.5)
+        axes = (-2, -1)
+        a, b = a.mean(axis=-1, dtype=np.float32), b.mean(axis=-1, dtype=np.float32)
+        plain = np.maximum(a.std(axis=axes), b.std(axis=axes)) < PLAIN
+        alike = np.abs(a - b).mean(axis=axes) < PLAIN
+        edges = sum(_products(np.diff(a, axis=axis), np.diff(b, axis=axis)) for axis in axes)
+        levels = _products(a - a.mean(axis=axes, keepdims=True), b - b.mean(axis=axes, keepdims=True))
+        return np.where(plain, alike, (_correlation(levels) >= SAME_LEVELS) & (_correlation(edges) >= SAME_EDGES))
 
     def statistics(self, chunks: Iterable[np.ndarray]) -> dict[str, list[float]]:
         """Mean and standard deviation a channel, in units of [0, 1], over chunks (N, H, W, C) uint8."""
@@ -172,6 +182,15 @@ def _fitting_size(sides: Sequence[int], rows: int) -> int:
     if side <= 32:
         return 16 if side <= 16 else 32
     return min(int(side) // 16 * 16, 64 if rows >= MANY_ROWS else 96)
+
+
+def _products(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The sums of a·a, b·b and a·b over the last two axes, stacked first."""
+    return np.stack([(x * y).sum(axis=(-2, -1)) for x, y in ((a, a), (b, b), (a, b))])
+
+
+def _correlation(products: np.ndarray) -> np.ndarray:
+    return products[2] / np.sqrt(np.maximum(products[0] * products[1], 1e-12))
 
 
 def _is_gray(array: np.ndarray) -> bool:

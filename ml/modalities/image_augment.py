@@ -53,7 +53,7 @@ def _light(spec: DataSpec) -> Augmentation:
 
 def _standard(spec: DataSpec) -> Augmentation:
     if _is_colour(spec):
-        return Augmentation(crop=_shift(spec), flip=0.5, rotation=8, brightness=0.2, contrast=0.2, saturation=0.2, jitter=0.5, erasing=0.25)
+        return Augmentation(crop=_shift(spec), flip=0.5, brightness=0.2, contrast=0.2, saturation=0.2, jitter=0.5, erasing=0.25)
     return Augmentation(crop=_shift(spec), rotation=8, brightness=0.1, contrast=0.2, jitter=0.5)
 
 

@@ -40,7 +40,8 @@ class SimCLR(nn.Module):
         features_BD = encode_views(self.backbone, batch)
         unit_BD = F.normalize(self.projector(features_BD).float(), dim=1)
         rows = len(unit_BD)
-        similarity_BB = unit_BD @ unit_BD.T / self.temperature
+        with torch.autocast(unit_BD.device.type, enabled=False):  # the temperature magnifies rounding
+            similarity_BB = unit_BD @ unit_BD.T / self.temperature
         similarity_BB = similarity_BB.masked_fill(torch.eye(rows, dtype=torch.bool, device=unit_BD.device), float("-inf"))
         partner_B = torch.arange(rows, device=unit_BD.device).roll(rows // 2)
         loss = F.cross_entropy(similarity_BB, partner_B)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -58,5 +59,6 @@ def _covariance(z_BD: Tensor) -> Tensor:
     """Sum of squared covariances of different features, a feature."""
     rows, width = z_BD.shape
     centred_BD = z_BD - z_BD.mean(0)
-    covariance_DD = centred_BD.T @ centred_BD / max(1, rows - 1)
+    with torch.autocast(z_BD.device.type, enabled=False):  # small covariances are differences of large products
+        covariance_DD = centred_BD.T @ centred_BD / max(1, rows - 1)
     return (covariance_DD.square().sum() - covariance_DD.diagonal().square().sum()) / width

@@ -33,7 +33,7 @@ class ImageFolder:
         self._names: dict[str, str] | None = None
 
     def scan(self) -> pd.DataFrame:
-        folder, items, folders = self._labelled()
+        _, items, folders = self._labelled()
         rows, strange = _rows(self.options.path, items, folders)
         names = {_text(row["key"]): row["key"] for row in rows}
         if self.options.unlabelled:

@@ -110,17 +110,32 @@ class Parquet:
     def _read_file(self, folder: Folder, path: str, rows: list[int]) -> Iterator[Raw]:
         """The pictures in the given rows, in that order; rows that ascend are read in one pass, in small batches."""
         done = 0
-        root = folder_at(self.options.root) if self.options.root else Folder(posixpath.dirname(f"{folder.root}/{path}")) if not folder.remote else folder
+        root = folder_at(self.options.root) if self.options.root else folder.within(posixpath.dirname(path))
         while done < len(rows):
+            end = 0
             try:
                 with self._opened(folder, path) as file:
+                    end = _group_end(file, rows[done])
                     for raw in _ascending(file, self.options.image, rows[done:], root):
                         done += 1
                         yield raw
+                        end = _group_end(file, rows[done]) if done < len(rows) else 0
             except (pa.ArrowException, OSError, InputError) as error:
-                # A damaged page spoils the rest of its row group: this item is given up, and the next is tried.
-                done += 1
-                yield Raw(None, f"its part of the Parquet file is damaged: {_short(error)}")
+                # A damaged page spoils the rest of its row group, which is given up; the next one is tried.
+                first = done
+                while done < len(rows) and (done == first or rows[done - 1] < rows[done] < end):
+                    done += 1
+                    yield Raw(None, f"its part of the Parquet file is damaged: {_short(error)}")
+
+
+def _group_end(file: pq.ParquetFile, row: int) -> int:
+    """The first row after the row group of `row`."""
+    end = 0
+    for group in range(file.num_row_groups):
+        end += file.metadata.row_group(group).num_rows
+        if row < end:
+            break
+    return end
 
 
 def _ascending(file: pq.ParquetFile, column: str, rows: list[int], root: Folder) -> Iterator[Raw]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path, PurePosixPath
@@ -17,10 +18,10 @@ from tasks.tracking import database
 def fetch(uri_or_run_id: str, path: str = "", sha256: str | None = None) -> Path:
     """The local path of a run's file or folder: in place where the store is local, else downloaded into a cache.
 
-    `uri_or_run_id` is a run id, `runs:/ID`, or an artifact URI; `sha256` is checked where given (of a file). Raises InputError
-    for what is not there or not whole.
+    `uri_or_run_id` is a run id, `runs:/ID[/FOLDER]`, `models:/NAME/VERSION`, `models:/NAME@ALIAS` or an artifact URI; `sha256`
+    is checked where given (of a file). Raises InputError for what is not there or not whole.
     """
-    path = _inside(path)
+    path = inside(path)
     root = _root(uri_or_run_id)
     folder = local_folder(root)
     found = folder / path if folder is not None else _download(root, path)
@@ -38,14 +39,13 @@ def fetch(uri_or_run_id: str, path: str = "", sha256: str | None = None) -> Path
 def resolve_weights(uri: str) -> Path:
     """The folder with backbone.safetensors that `models:/NAME@ALIAS`, `models:/NAME/VERSION`, `runs:/ID` or `runs:/ID/PATH` names."""
     if uri.startswith("models:/"):
-        root = _version_root(uri)
-        candidates = [("", root), ("artifacts/model", root), ("model", root)]
+        candidates = ["", "artifacts/model", "model"]
     elif uri.startswith("runs:/"):
-        run_id, _, path = uri.removeprefix("runs:/").partition("/")
-        candidates = [(path, run_id)] if path else [("backbone", run_id), ("", run_id)]
+        candidates = ["", "backbone"]
     else:
         raise InputError(f"weights {uri!r}: expected models:/NAME@ALIAS, models:/NAME/VERSION, runs:/ID or runs:/ID/PATH")
-    for path, root in candidates:
+    root = _root(uri)
+    for path in candidates:
         try:
             folder = fetch(root, path)
         except InputError:
@@ -68,17 +68,15 @@ def sizes(root: str) -> dict[str, int]:
     folder = local_folder(root)
     if folder is not None:
         return {file.relative_to(folder).as_posix(): file.stat().st_size for file in folder.rglob("*") if file.is_file()}
-    from mlflow.artifacts import list_artifacts
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-    found, folders = {}, [None]
+    store, found, folders = get_artifact_repository(root), {}, [""]
     while folders:
-        below = folders.pop()
-        for info in database.retry(list_artifacts, artifact_uri=root if below is None else f"{root.rstrip('/')}/{below}"):
-            path = info.path if below is None or info.path.startswith(f"{below}/") else f"{below}/{info.path}"
+        for info in database.retry(store.list_artifacts, folders.pop() or None):
             if info.is_dir:
-                folders.append(path)
+                folders.append(info.path)
             else:
-                found[path] = info.file_size
+                found[info.path] = info.file_size
     return found
 
 
@@ -88,7 +86,8 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _inside(path: str) -> str:
+def inside(path: str) -> str:
+    """`path` as a relative path without `..`; raises InputError for one that leads out of its run."""
     pure = PurePosixPath(path)
     if pure.is_absolute() or ".." in pure.parts or "\0" in path:
         raise InputError(f"the artifact path {path!r} leads out of its run")
@@ -96,15 +95,19 @@ def _inside(path: str) -> str:
 
 
 def _root(uri_or_run_id: str) -> str:
+    """The artifact URI behind a name."""
     from mlflow.exceptions import MlflowException
 
-    name = uri_or_run_id.removeprefix("runs:/")
-    if "/" in name or ":" in name:
+    if uri_or_run_id.startswith("models:/"):
+        return _version_root(uri_or_run_id)
+    name, _, below = uri_or_run_id.removeprefix("runs:/").partition("/")
+    if not re.fullmatch(r"[0-9a-zA-Z_-]+", name) or (below and not uri_or_run_id.startswith("runs:/")):
         return uri_or_run_id
     try:
-        return database.retry(database.client().get_run, name).info.artifact_uri
+        root = database.retry(database.client().get_run, name).info.artifact_uri
     except MlflowException as error:
         raise InputError(f"there is no run {name!r} in MLflow: {database.first_line(error)}") from None
+    return f"{root}/{inside(below)}" if below else root
 
 
 def _version_root(uri: str) -> str:

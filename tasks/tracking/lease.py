@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 TAG = "warmstart.lease"
 BEAT = 10.0  # seconds between heartbeats
 TAKEOVER = 60.0  # seconds without a heartbeat after which another host's lease is taken over
+SETTLE = 0.5  # seconds between writing a lease and reading it back; longer than another takes from reading to writing
 FORGOTTEN = 120.0  # seconds after which another host's run is reported as failed
 
 _log = logging.getLogger(__name__)
@@ -83,7 +84,7 @@ def host() -> str:
     """This machine and boot, and the process namespace in it: where process ids mean the same."""
     boot = Path("/proc/sys/kernel/random/boot_id")
     space = Path("/proc/self/ns/pid")
-    return f"{socket.gethostname()}/{boot.read_text().strip() if boot.exists() else ''}/{os.readlink(space) if space.exists() else ''}"
+    return f"{socket.gethostname()}/{boot.read_text().strip() if boot.exists() else ''}/{space.readlink() if space.exists() else ''}"
 
 
 def acquire(run_id: str, say: Callable[[str], None] = _log.warning) -> Lease:
@@ -92,9 +93,8 @@ def acquire(run_id: str, say: Callable[[str], None] = _log.warning) -> Lease:
         seen = _wait_until_free(run_id, say)
         mine = Lease.mine(seen.fence + 1 if seen else 1)
         database.retry(database.client().set_tag, run_id, TAG, mine.dump())
-        if seen is not None and seen.host != host():
-            # Two hosts may have seen it free at once. MLflow cannot compare and swap: the last writer has it.
-            time.sleep(1.0)
+        # Another may have seen it free too. MLflow cannot compare and swap: the last writer has it.
+        time.sleep(SETTLE)
         if held(run_id, mine):
             return mine
 

@@ -95,7 +95,7 @@ def reconcile(experiment_id: str) -> list[str]:
 def create_run(experiment_id: str, name: str, tags: dict[str, str]) -> Run:
     """A new RUNNING run with `tags` and those that all our runs carry. Asked for again after an error, it is made once."""
     mark = uuid.uuid4().hex
-    tags = {**code_tags(), **tags, "warmstart.uuid": mark, "mlflow.source.name": "warmstart", "mlflow.user": _user()}
+    tags = {**code_tags(), **tags, "warmstart.uuid": mark, "mlflow.source.name": "warmstart", "mlflow.user": user()}
     tried = False
 
     def create() -> Run:
@@ -143,7 +143,7 @@ def _git(root: Path, *arguments: str) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
-def _user() -> str:
+def user() -> str:
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a container whose user id has no name

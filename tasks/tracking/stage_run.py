@@ -6,12 +6,12 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from tasks.tracking import database, lease
-from tasks.tracking.artifacts import _inside
+from tasks.tracking.artifacts import inside
 from tasks.tracking.spool import Spool
 from tasks.tracking.uploads import Outbox
 
@@ -104,6 +104,7 @@ class StageRun:
 
     def send_all(self, patience: float) -> None:
         """Waits until MLflow has all; raises TrackingError after `patience` seconds. Nothing can be reported after."""
+        self._sample()
         self.close()
         deadline = time.monotonic() + patience
         for send in (self.metrics.send, self.outbox.send):
@@ -119,7 +120,7 @@ class StageRun:
 
     def _queue(self, file: Path, path: str) -> None:
         self.heartbeat.check()
-        self.outbox.add(file, _inside(path))
+        self.outbox.add(file, inside(path))
 
     def _send(self) -> None:
         while not self._stop.wait(EACH):
@@ -143,16 +144,6 @@ class StageRun:
             self.metrics.append_next({f"system/{name}": value for name, value in self._monitor.aggregate_metrics().items()})
             for part in self._monitor.monitors:
                 part.clear_metrics()
-
-
-def copy_params(params: Mapping[str, Any]) -> dict[str, str]:
-    """Parameters as MLflow gives them back, to compare with."""
-    return {name: str(value) for name, value in params.items()}
-
-
-def parents(tags: Iterable[str]) -> str:
-    """The history of a stage's pipeline runs as one tag, the newest last."""
-    return ",".join(dict.fromkeys(tag for tag in tags if tag))
 
 
 def _monitor(run_id: str) -> Any:

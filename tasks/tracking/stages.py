@@ -71,20 +71,22 @@ def run_stage(
     began = time.monotonic()
     workdir = workroot / f"{stage}-{key[:16]}"
     with _exclusive(workdir, stage) as waited:
-        run, output, why = _find(stage, key, force, verify)
-        if run is not None and output is not None:
-            _link(pipeline, stage, run, why)
-            shutil.rmtree(workdir, ignore_errors=True)
-            why = f"another process did it while this one waited: {why}" if waited else why
-            return StageResult(stage, run.info.run_id, True, why, time.monotonic() - began, output, run.info.artifact_uri)
-        if run is None:
-            why = _compared(pipeline, stage, params, inputs) if not why else why
-            run, held = _create(pipeline, stage, key, inputs)
-        else:
-            held = _adopt(pipeline, run)
-            if held is None:  # while this one waited for another host, that one finished
-                return run_stage(pipeline, stage, key=key, params=params, inputs=inputs, workroot=workroot, body=body, verify=verify)
-            why = f"goes on with run {run.info.run_id[:8]}, which did not finish"
+        while True:
+            run, output, why = _find(stage, key, force, verify)
+            if run is not None and output is not None:
+                _link(pipeline, stage, run, why)
+                shutil.rmtree(workdir, ignore_errors=True)
+                why = f"another process did it while this one waited: {why}" if waited else why
+                return StageResult(stage, run.info.run_id, True, why, time.monotonic() - began, output, run.info.artifact_uri)
+            if run is None:
+                why = why or _compared(pipeline, stage, params, inputs)
+                run, held = _create(pipeline, stage, key, inputs)
+            else:
+                why = f"goes on with run {run.info.run_id[:8]}, which did not finish"
+                held = _adopt(pipeline, run)
+            if held is not None:
+                break
+            force = False  # another host was first
         output = _work(run, held, workdir, stage, key, params, body, system_metrics)
         shutil.rmtree(workdir, ignore_errors=True)
     return StageResult(stage, run.info.run_id, False, why, time.monotonic() - began, output, run.info.artifact_uri)
@@ -138,15 +140,7 @@ def _find(
     stage: str, key: str, force: bool, verify: Callable[[dict[str, Any]], str | None] | None
 ) -> tuple[Run | None, dict[str, Any] | None, str]:
     """A finished run and its output, or an unfinished run and None, or None, None; and why."""
-    client = database.client()
-    experiments, token = [], None
-    while True:
-        page = database.retry(client.search_experiments, page_token=token)
-        experiments += [one.experiment_id for one in page]
-        token = page.token
-        if not token:
-            break
-    found = runs.search(experiments, f"tags.`warmstart.key` = '{key}'")
+    found = runs.search(_experiments(), f"tags.`warmstart.key` = '{key}'")
     why = ""
     for run in reversed(found):
         if run.info.status != "FINISHED":
@@ -160,11 +154,27 @@ def _find(
             if not problem:
                 return run, output, f"run {run.info.run_id[:8]} did the same, and all that it stored is there"
         why = why or f"run {run.info.run_id[:8]} did the same, but {problem}"
-    unfinished = [run for run in found if run.info.status != "FINISHED" and "warmstart.duplicate" not in run.data.tags]
-    return (unfinished[0] if unfinished else None), None, why
+    return _unfinished(found), None, why
 
 
-def _create(pipeline: PipelineRun, stage: str, key: str, inputs: Mapping[str, str]) -> tuple[Run, lease.Lease]:
+def _unfinished(found: list[Run]) -> Run | None:
+    """The earliest of the runs that did not finish: all hosts choose the same."""
+    open_runs = [run for run in found if run.info.status != "FINISHED" and "warmstart.duplicate" not in run.data.tags]
+    return min(open_runs, key=lambda run: (run.info.start_time, run.info.run_id), default=None)
+
+
+def _experiments() -> list[str]:
+    found, token = [], None
+    while True:
+        page = database.retry(database.client().search_experiments, page_token=token)
+        found += [one.experiment_id for one in page]
+        token = page.token
+        if not token:
+            return found
+
+
+def _create(pipeline: PipelineRun, stage: str, key: str, inputs: Mapping[str, str]) -> tuple[Run, lease.Lease | None]:
+    """A new run with its lease; None for a lease when another host began the same at this moment, and goes first."""
     held = lease.Lease.mine()
     tags = {
         "warmstart.kind": "stage",
@@ -175,7 +185,13 @@ def _create(pipeline: PipelineRun, stage: str, key: str, inputs: Mapping[str, st
         PARENT: pipeline.run_id,
         lease.TAG: held.dump(),
     }
-    return runs.create_run(pipeline.experiment_id, stage, tags), held
+    run = runs.create_run(pipeline.experiment_id, stage, tags)
+    first = _unfinished(runs.search(_experiments(), f"tags.`warmstart.key` = '{key}'"))
+    if first is None or first.info.run_id == run.info.run_id:
+        return run, held
+    database.retry(database.client().set_tag, run.info.run_id, "warmstart.duplicate", first.info.run_id)
+    database.retry(database.client().set_terminated, run.info.run_id, "KILLED")
+    return run, None
 
 
 def _adopt(pipeline: PipelineRun, run: Run) -> lease.Lease | None:

@@ -6,6 +6,7 @@ copies files to a local store one by one and not atomically: what counts is what
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import threading
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 MANIFEST = "manifest.json"
+SUM = "warmstart.manifest"  # the tag that holds the manifest's own sha256
 
 
 class Outbox:
@@ -59,7 +61,7 @@ class Outbox:
             row = {"path": path.as_posix(), "sha256": digest(file), "bytes": file.stat().st_size}
             folder = local_folder(self.root)
             if folder is not None and digest(folder / path) != row["sha256"]:
-                raise database.TrackingError(f"{path} reads back from {folder} differently from what was written. Check that disk, then run again.")
+                raise database.TrackingError(f"{path} reads back from {folder} differently from what was written (check that disk)")
             with self._ledger.open("a") as ledger:
                 ledger.write(json.dumps(row) + "\n")
             self.stored[row["path"]] = {"sha256": row["sha256"], "bytes": row["bytes"]}
@@ -71,8 +73,9 @@ class Outbox:
         there = sizes(self.root) if self.stored else {}
         for path, facts in self.stored.items():
             if there.get(path) != facts["bytes"]:
-                raise database.TrackingError(f"{path} should be stored with {facts['bytes']} bytes, found {there.get(path, 'none')}. Run again.")
+                raise database.TrackingError(f"{path} should be stored with {facts['bytes']} bytes, found {there.get(path, 'none')}")
         text = json.dumps({**record, "artifacts": self.stored}, indent=1)
+        database.retry(database.client().set_tag, self.run_id, SUM, hashlib.sha256(text.encode()).hexdigest())
         database.retry(database.client().log_text, self.run_id, text, MANIFEST)
 
 
@@ -80,7 +83,7 @@ def check_manifest(run: Run, stage: str, key: str) -> tuple[dict[str, Any] | Non
     """The output in a finished run's manifest and "", or None and what is wrong with it or with the files that it lists."""
     root = run.info.artifact_uri
     try:
-        manifest = json.loads(fetch(root, MANIFEST).read_text())
+        manifest = json.loads(fetch(root, MANIFEST, run.data.tags[SUM]).read_text())
         output, listed = manifest["output"], {path: (facts["sha256"], facts["bytes"]) for path, facts in manifest["artifacts"].items()}
         if (manifest["stage"], manifest["key"]) != (stage, key) or not isinstance(output, dict):
             return None, "its manifest belongs to another stage"

@@ -29,8 +29,11 @@ from ml.modalities import MODALITIES
 from ml.model import Model, save_model
 from ml.predictor import Predictor
 
-# MLflow warns about its own types while it is imported.
-pytestmark = pytest.mark.filterwarnings("ignore:.*Any type hint is inferred:UserWarning")
+# MLflow warns about its own types while it is imported, and pandas about MLflow's way with examples.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Operation with range is deprecated"),
+]
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -49,12 +49,12 @@ def test_layers_hold_every_parameter_once(name):
     backbone = make(name)
     listed = [id(parameter) for layer in backbone.layers() for parameter in layer.parameters()]
     assert sorted(listed) == sorted(id(parameter) for parameter in backbone.parameters())
-    assert len(backbone.layers()) >= 4
+    assert len(backbone.layers()) >= 3
 
 
 @pytest.mark.parametrize("name", BACKBONES)
 def test_layers_come_in_depth_order(name):
-    """A gradient that is stopped below layer i reaches exactly the layers from i on: changing a lower one changes no higher one's input alone."""
+    """In a forward pass no module of a layer runs before one of a layer below."""
     backbone = make(name).eval()
     seen: list[int] = []
     hooks = []
@@ -72,7 +72,7 @@ def test_layers_come_in_depth_order(name):
 @pytest.mark.parametrize("side", [8, 11, 16, 28, 37, 96, 224])
 @pytest.mark.parametrize("name", ["small-cnn", "resnet18", "vgg11", "vit-tiny"])
 def test_any_size_from_8_to_224_pixels(name, side):
-    backbone = make(name, side, 1)
+    backbone = make(name, side, 1).eval()
     with torch.no_grad():
         features = backbone.encode({"image": torch.rand(1, 1, side, side)})
     assert features.map_BDHW.shape[1] == backbone.width
@@ -83,9 +83,9 @@ def test_small_cnn_keeps_its_budget():
     assert flops(make("small-cnn"), 32) <= 20e6  # 10 million multiply-adds
 
 
-@pytest.mark.parametrize("side", [48, 64, 96, 128, 224, 320])
+@pytest.mark.parametrize("side", [48, 64, 96, 128, 224])
 def test_small_cnn_grows_slowly_with_the_image(side):
-    assert flops(make("small-cnn", side), side) <= 80e6
+    assert flops(make("small-cnn", side), side) <= 64e6
 
 
 def test_width_option_widens():
@@ -94,7 +94,7 @@ def test_width_option_widens():
 
 @pytest.mark.parametrize(("name", "stem", "map_side"), [("resnet18", "small", 4), ("resnet18", "standard", 1), ("vgg11", "small", 2), ("vgg11", "standard", 1)])
 def test_stem(name, stem, map_side):
-    backbone = make(name, 32, stem=stem)
+    backbone = make(name, 32, stem=stem).eval()
     with torch.no_grad():
         assert backbone.encode({"image": torch.rand(1, 3, 32, 32)}).map_BDHW.shape[2] == map_side
 
@@ -137,6 +137,8 @@ def test_timm_gives_a_map_whatever_its_layout(model):
         features = backbone.eval().encode({"image": torch.rand(2, 1, 64, 64)})
     assert features.pooled_BD.shape == (2, backbone.width)
     assert features.map_BDHW.shape[:2] == (2, backbone.width)
+    listed = [id(parameter) for layer in backbone.layers() for parameter in layer.parameters()]
+    assert sorted(listed) == sorted(id(parameter) for parameter in backbone.parameters())
 
 
 def test_timm_unknown_name_lists_near_ones():

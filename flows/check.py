@@ -1,0 +1,111 @@
+"""What `warmstart check` does: the recipe and its data looked at as a run would, and nothing trained."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ml.feed import Feed, rows_of
+from ml.model import Model
+from ml.preprocess import preprocess, summary
+from ml.recipe import Finetuning, Pretraining, Recipe, augmentation
+from ml.schedule import epochs_of
+from ml.splitting import split
+from ml.store import Store
+from tasks.pretrain import SEEN
+from tasks.stage import device_of, home
+
+STEPS = 4  # timed updates, the first of which warms up
+IMBALANCE = 10
+
+
+def check(recipe: Recipe) -> dict[str, Any]:
+    """Facts about the data, warnings, and the cost to expect; InputError for what cannot be used."""
+    with tempfile.TemporaryDirectory(dir=home(), prefix="check-") as folder:
+        source = recipe.data.source.make()
+        store = preprocess(source, recipe.data.modality.make(), recipe.data, Path(folder) / "work", Path(folder) / "stores")
+        facts = summary(store)
+        parts = split(store.table, store.spec.classes, recipe.splitting, recipe.seed)
+        rows = {"pretraining": len(rows_of(store, *SEEN)), "training": len(parts.train), "validation": len(parts.validation), "test": len(parts.test)}
+        expected = _expected(recipe, store, parts.train, rows)
+    data = {
+        "rows": rows,
+        "classes": {name: sum(counts.values()) for name, counts in facts["classes"].items()},
+        "stored as": facts["shape"],
+        "quarantined": facts["quarantined"],
+        "reasons": facts["reasons"],
+        "duplicates": facts["duplicates"],
+        "leakage into the test": facts["leakage"],
+        "one picture, two labels": facts["conflicts"]["pictures"],
+        "imbalance": round(float(facts["imbalance"]), 2),
+    }
+    return {"recipe": recipe.name, "data": data, "expected": expected, "warnings": _warnings(facts, rows, recipe)}
+
+
+def _warnings(facts: dict[str, Any], rows: dict[str, int], recipe: Recipe) -> list[str]:
+    found = []
+    if facts["quarantined"]:
+        found.append(f"{facts['quarantined']} items cannot be used and are left out")
+    if facts["conflicts"]["pictures"]:
+        found.append(f"{facts['conflicts']['pictures']} pictures stand there with two labels and are left out: {facts['conflicts']['examples'][:3]}")
+    if sum(facts["leakage"].values()):
+        found.append(f"{sum(facts['leakage'].values())} copies of test rows were found outside the test and are left out")
+    if facts["imbalance"] > IMBALANCE:
+        found.append(f"the largest class is {facts['imbalance']:.0f} times the smallest: consider finetuning.balance=weights and the metric balanced_accuracy")
+    if rows["test"] < 100:
+        found.append(f"only {rows['test']} test rows: intervals will be wide")
+    if facts["untested_classes"]:
+        found.append(f"no test row for {', '.join(facts['untested_classes'][:5])}")
+    if recipe.pretraining.enabled and rows["pretraining"] < 5 * rows["training"]:
+        found.append("there is little raw data beside the labels: pretraining gains most where there is much; weights that are published may serve better")
+    return found
+
+
+def _expected(recipe: Recipe, store: Store, train: np.ndarray, rows: dict[str, int]) -> dict[str, Any]:
+    """Seconds of training from a few timed updates, bytes on disk, and parameters."""
+    device = device_of(recipe.compute)
+    torch.manual_seed(0)
+    backbone = recipe.backbone.make(store.spec)
+    seconds = 0.0
+    if recipe.pretraining.enabled:
+        objective = recipe.pretraining.objective.make(copy.deepcopy(backbone), store.spec)
+        seconds = _seconds(objective, recipe, recipe.pretraining, store, rows_of(store, *SEEN), device, objective.views)
+    model = Model.build(recipe.backbone, recipe.finetuning.head, store.spec)
+    once = _seconds(model, recipe, recipe.finetuning, store, train, device)
+    return {
+        "pretraining seconds": round(seconds, 1),
+        "fine-tuning seconds": round(once * (2 if recipe.finetuning.baseline else 1), 1),
+        "store bytes": sum(file["bytes"] for file in store.manifest["files"].values()),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "training bytes": _memory(model, recipe, store),
+    }
+
+
+def _seconds(module: torch.nn.Module, recipe: Recipe, part: Pretraining | Finetuning, store: Store, rows: np.ndarray, device: torch.device, views: int = 1) -> float:
+    modality = recipe.data.modality.make()
+    preset, fields = augmentation(recipe, part)
+    augment = modality.presets[preset](store.spec).model_copy(update=fields)
+    feed = Feed(store, modality, rows, min(part.fit.batch_size, len(rows)), recipe.seed, device, augment, views)
+    module.to(device, memory_format=torch.channels_last).train()
+    taken = []
+    for number in range(STEPS):
+        began = time.perf_counter()
+        batch = feed.batch(feed.order(number)[: feed.batch_size], number, 0)
+        module.step(batch).loss.backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        taken.append(time.perf_counter() - began)
+    return float(np.median(taken[1:])) * feed.steps * epochs_of(part.fit, len(rows))
+
+
+def _memory(model: torch.nn.Module, recipe: Recipe, store: Store) -> int:
+    """Weights, gradients, two moments and the kept copies, and roughly 40 activations the size of the input a row."""
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    batch = max(recipe.pretraining.fit.batch_size, recipe.finetuning.fit.batch_size)
+    return 6 * weights + batch * int(np.prod(store.spec.shape)) * 4 * 40

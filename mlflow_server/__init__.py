@@ -1,0 +1,1 @@
+"""MLflow's tracking server with settings that are safe to start with: `python -m mlflow_server --help`."""

@@ -1,0 +1,172 @@
+"""The Prefect server that flows of this process talk to: the one that is configured, or a temporary one of our own.
+
+    with server(): ...                    # or: handle = start(); ...; handle.wait(); ...; handle.close()
+
+PREFECT_API_URL, set or in the active profile, is used as it is. Without one, all Warmstart processes of a PREFECT_HOME share a
+server that lives no longer than they do (prefect_supervisor.py): one server a database, so that its tables are made once.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from ml.contracts import InputError
+from tasks.reach import mask, wait_for
+
+PATIENCE = 20.0  # seconds for a server that somebody else runs
+STARTUP = 200.0  # seconds for ours
+SUPERVISOR = Path(__file__).with_name("prefect_supervisor.py")
+
+
+class Handle:
+    """A server on its way. `wait()` blocks until it answers; `close()` lets go of it."""
+
+    def __init__(self) -> None:
+        self._done = ExitStack()
+        self._found: dict[str, str] = {}
+        self._error: BaseException | None = None
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._find, name="prefect-server", daemon=True)
+        self._thread.start()
+
+    def wait(self) -> str:
+        """The API's URL, once it answers; from then on Prefect uses it in this thread and in new ones. Raises InputError."""
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        if "auth" in self._found:
+            self._use(self._found["url"], self._found["auth"])
+            self._found.pop("auth")
+        return self._found["url"]
+
+    def close(self) -> None:
+        """Restores Prefect's settings and, when this was the last to use it, ends a server of ours."""
+        self._closed.set()
+        self._thread.join()
+        self._done.close()
+
+    def _find(self) -> None:
+        try:
+            url, home = _configured()
+            self._found = {"url": url} if url else self._share(home)
+            if url:
+                wait_for(f"{url.rstrip('/')}/health", f"Prefect at {mask(url)}", _remedy(), PATIENCE)
+        except BaseException as error:  # raised again by wait(), in the caller's thread
+            self._error = error
+
+    def _share(self, home: Path) -> dict[str, str]:
+        folder = home / "warmstart"
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            users = self._done.enter_context((folder / "users.lock").open("a"))
+        except OSError as error:
+            raise InputError(f"cannot keep Prefect's records in {home}: {error.strerror}. Set PREFECT_HOME to a folder that can be written.") from None
+        fcntl.flock(users, fcntl.LOCK_SH)  # the supervisor has it alone while it ends a server
+        deadline, supervisor, begun = time.monotonic() + STARTUP, None, 0
+        while time.monotonic() < deadline and not self._closed.is_set():
+            found = _published(folder)
+            if found is not None:
+                return found
+            if supervisor is None or (supervisor.poll() is not None and _unsupervised(folder)):
+                if begun == 3:
+                    break
+                supervisor, begun = _supervisor(folder, home), begun + 1
+            time.sleep(0.1)
+        raise InputError(
+            f"Prefect's temporary server did not start: {_last_words(folder)} See {folder / 'server.log'}, or start one with `prefect server "
+            "start` and set PREFECT_API_URL=http://127.0.0.1:4200/api."
+        )
+
+    def _use(self, url: str, auth: str) -> None:
+        before = {name: os.environ.get(name) for name in ("PREFECT_API_URL", "PREFECT_API_AUTH_STRING")}
+        os.environ |= {"PREFECT_API_URL": url, "PREFECT_API_AUTH_STRING": auth}
+        self._done.callback(_restore, before)
+        # Prefect reads the environment when it is first imported; later it looks at its context.
+        from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
+
+        self._done.enter_context(temporary_settings({PREFECT_API_URL: url, PREFECT_API_AUTH_STRING: auth}))
+
+
+def start() -> Handle:
+    """Looks for the server, or starts it, in the background: torch can be loaded meanwhile."""
+    return Handle()
+
+
+@contextmanager
+def server() -> Iterator[Handle]:
+    """A server that answers, for the block."""
+    handle = start()
+    try:
+        handle.wait()
+        yield handle
+    finally:
+        handle.close()
+
+
+def _configured() -> tuple[str | None, Path]:
+    from prefect.settings import get_current_settings
+
+    settings = get_current_settings()
+    return settings.api.url, Path(settings.home)
+
+
+def _remedy() -> str:
+    where = "unset PREFECT_API_URL" if "PREFECT_API_URL" in os.environ else "take it out of the active profile (`prefect config unset PREFECT_API_URL`)"
+    return f"Start it (`prefect server start`), or {where} to use a temporary server."
+
+
+def _published(folder: Path) -> dict[str, Any] | None:
+    """What the supervisor has published, if its server lives."""
+    try:
+        found = json.loads((folder / "server.json").read_text())
+        os.kill(found["server"], 0)
+    except (OSError, ValueError, KeyError):
+        return None
+    return None if _unsupervised(folder) else {"url": found["url"], "auth": found["auth"]}
+
+
+def _unsupervised(folder: Path) -> bool:
+    """Whether no supervisor runs. Asked with a shared lock, so that a supervisor that begins is hardly ever in the way."""
+    with (folder / "supervisor.lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+
+def _supervisor(folder: Path, home: Path) -> subprocess.Popen:
+    """Starts a supervisor in a session of its own: the terminal's Ctrl-C is for its clients, which it shall outlive by a moment."""
+    with (folder / "server.log").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, str(SUPERVISOR), str(folder)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            cwd=home,
+            env=os.environ | {"PREFECT_HOME": str(home)},
+        )
+
+
+def _last_words(folder: Path) -> str:
+    lines = (folder / "server.log").read_text(errors="replace").strip().splitlines() if (folder / "server.log").exists() else []
+    return f"{mask(lines[-1])[:300]}." if lines else "it said nothing."
+
+
+def _restore(before: dict[str, str | None]) -> None:
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value

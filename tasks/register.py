@@ -1,0 +1,165 @@
+"""The model in the registry: judged against the champion on the same rows, stored, checked, and promoted if it passed."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from importlib.metadata import version as installed
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from ml import gate
+from ml.checkpoint import write_atomically
+from ml.classical import majority
+from ml.contracts import InputError
+from ml.predictor import Predictor
+from ml.recipe import Recipe
+from ml.store import Store
+from tasks.references import BackboneRef, DatasetRef, ModelRef, RegisteredModel, ReportRef, SplitsRef
+from tasks.split import read_split
+from tasks.stage import TASK, Run, device_of, dump
+from tasks.tracking import registry
+from tasks.tracking.artifacts import fetch
+from tasks.tracking.stages import StageRun
+from tasks.tracking.versions import scored, signature
+
+ROOT = Path(__file__).resolve().parents[1]
+GOLDEN = 8  # items on which the stored version must agree with the training code
+TOLERANCE = 1e-4
+TIMED = 64  # items that the time of a row is measured on
+REQUIREMENTS = ("mlflow", "numpy", "pandas", "pillow", "pydantic", "safetensors", "torch", "torchvision")
+
+
+class ParityError(RuntimeError):
+    """The stored version does not say what the training code says; it was not offered."""
+
+
+@task(name="register", cache_policy=NO_CACHE, **TASK)
+def register(
+    dataset: DatasetRef, backbone: BackboneRef, splits: SplitsRef, model: ModelRef, evaluation: ReportRef, recipe: Recipe, run: Run
+) -> RegisteredModel:
+    """Registers the version; the alias `champion` moves to it where the gate passes, `challenger` names it otherwise."""
+    name = recipe.registration.model or recipe.name
+    options = {"model": name, "seed": recipe.seed, "gate": dump(recipe.registration.gate)}
+    inputs = {"model": model.digest, "evaluation": evaluation.digest, "backbone": backbone.digest}
+
+    def body(stage: StageRun) -> dict:
+        folder = fetch(model.stage.run_id, "model")
+        judged = _judge(stage, name, folder, dataset, splits, recipe)
+        raw = _raw(recipe, Store.open(Path(dataset.path)), read_split(splits).test[:GOLDEN])
+        frame = pd.DataFrame({recipe.data.modality.name.value: raw})
+        expected = Predictor.load(folder).predict(raw)
+        made = registry.register(
+            name,
+            run_id=stage.run_id,
+            key=model.digest,
+            model_folder=folder,
+            pyfunc_file=ROOT / "tasks" / "pyfunc_model.py",
+            code_paths=[ROOT / "ml"],
+            signature=signature(recipe.data.modality.name.value, expected),
+            example=frame[:2],
+            pip_requirements=[f"{package}=={installed(package)}" for package in _requirements(recipe)],
+            tags={"warmstart.dataset": dataset.digest, "warmstart.evaluation": evaluation.stage.run_id, "warmstart.passed": str(judged["passed"]).lower()},
+        )
+        _check_parity(made.uri, frame, expected)
+        if backbone.seen:
+            registry.register_backbone(f"{name}-backbone", run_id=backbone.stage.run_id, key=backbone.digest)
+        if judged["passed"]:
+            made = registry.promote(name, made.version, judged["champion"], {"run": run.tracked.run_id, "verdict": judged["reasons"]})
+        stage.log_metrics({"passed": float(judged["passed"])})
+        return {"version": made.version, "uri": made.uri, "passed": judged["passed"], "reasons": judged["reasons"]}
+
+    def verify(output: dict) -> str | None:
+        try:
+            registry.version(name, output["version"])
+        except Exception:
+            return f"version {output['version']} of {name} is no longer registered"
+        return None
+
+    modules = ["ml.gate", "ml.predictor", "tasks.register", "tasks.pyfunc_model"]
+    summary, output = run.stage("register", body, options=options, inputs=inputs, modules=modules, verify=verify)
+    aliases = registry.version(name, output["version"]).aliases
+    return RegisteredModel(summary, name, str(output["version"]), output["uri"], tuple(aliases), output["passed"], tuple(output["reasons"]))
+
+
+def _judge(stage: StageRun, name: str, folder: Path, dataset: DatasetRef, splits: SplitsRef, recipe: Recipe) -> dict:
+    """The verdict, with the version of the champion that it was made against; made once, also where this stage is resumed."""
+    kept = stage.workdir / "judged.json"
+    if not kept.exists():
+        store, rows = Store.open(Path(dataset.path)), read_split(splits)
+        device = device_of(recipe.compute)
+        challenger, rival = Predictor.load(folder, device), registry.champion(name)
+        champion = Predictor.load(fetch(rival.uri, "artifacts/model"), device) if rival else None
+        seconds = _seconds([one for one in (challenger, champion) if one], _raw(recipe, store, rows.test[:TIMED]))
+        verdict = gate.verdict(
+            store.labels[rows.test],
+            gate.Candidate(challenger.predict_arrays(store.array[rows.test]), seconds[0]),
+            gate.Candidate(_champion_probabilities(champion, store, rows.test, recipe), seconds[1]) if champion else None,
+            majority(store.labels[rows.train], len(store.spec.classes), len(rows.test)),
+            recipe.registration.gate,
+            challenger.model.head.metrics,
+            challenger.model.head.primary,
+            slices_N=_slices(store, rows.test),
+            groups_N=store.table["group"].to_numpy()[rows.test],
+            resamples=recipe.evaluation.bootstrap,
+            confidence=recipe.evaluation.confidence,
+            seed=recipe.seed,
+        ).to_dict()
+        against = f"version {rival.version}" if rival else "no champion: the commonest class"
+        write_atomically(kept, json.dumps({**verdict, "champion": rival.version if rival else None, "against": against}))
+    stage.log_artifact(kept)
+    return json.loads(kept.read_text(encoding="utf-8"))
+
+
+def _champion_probabilities(champion: Predictor, store: Store, test: np.ndarray, recipe: Recipe) -> np.ndarray:
+    """The champion on the same rows: on what is stored where it was trained on such, else on the raw items, by its own rules."""
+    if dict(champion.spec.options) == dict(store.spec.options):
+        found_NK = champion.predict_arrays(store.array[test])
+    else:
+        frame = champion.predict(_raw(recipe, store, test))
+        found_NK = frame[[f"p_{name}" for name in champion.spec.classes]].to_numpy()
+    return gate.align(found_NK, champion.spec.classes, store.spec.classes)
+
+
+def _slices(store: Store, test: np.ndarray) -> np.ndarray | None:
+    named = store.table["slice"].iloc[test]
+    return named.fillna("").to_numpy(str) if named.notna().any() else None
+
+
+def _raw(recipe: Recipe, store: Store, rows: np.ndarray) -> list[bytes]:
+    """The items as the source holds them, undecoded."""
+    keys = store.table["key"].iloc[rows].tolist()
+    items = list(recipe.data.source.make().read(keys))
+    for key, item in zip(keys, items, strict=True):
+        if item.data is None:
+            raise InputError(f"the test item {key!r} can no longer be read ({item.reason}): run again with --from preprocess")
+    return [item.data for item in items]
+
+
+def _seconds(predictors: list[Predictor], raw: list[bytes]) -> list[float]:
+    """Median seconds for a row, decoding included, measured in turns."""
+    taken: list[list[float]] = [[] for _ in predictors]
+    for repeat in range(4):
+        for number, predictor in enumerate(predictors):
+            began = time.perf_counter()
+            predictor.predict(raw)
+            if repeat:  # the first one warms up
+                taken[number].append((time.perf_counter() - began) / len(raw))
+    return [statistics.median(times) for times in taken]
+
+
+def _check_parity(uri: str, frame: pd.DataFrame, expected: pd.DataFrame) -> None:
+    found = scored(uri, frame)
+    columns = [name for name in expected if name.startswith("p_")]
+    gap = float(np.abs(found[columns].to_numpy(float) - expected[columns].to_numpy(float)).max())
+    if not gap <= TOLERANCE or list(found["label"]) != list(expected["label"]):
+        raise ParityError(f"{uri} differs by {gap:.2g} from the training code on {len(frame)} golden items; it was not offered as champion")
+
+
+def _requirements(recipe: Recipe) -> list[str]:
+    return [*REQUIREMENTS, *getattr(recipe.backbone.chosen, "requires", ())]

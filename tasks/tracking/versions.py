@@ -1,0 +1,52 @@
+"""Model versions as their users see them: by a URI, with a signature, loaded as a server loads them."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from ml.contracts import InputError
+from tasks.reach import mask
+from tasks.tracking import database, registry
+
+if TYPE_CHECKING:
+    from mlflow.models import ModelSignature
+
+
+def pinned(uri: str) -> str:
+    """`models:/NAME/VERSION` for a URI with an alias, a version or `latest`: what an alias names may change, this does not."""
+    from mlflow.exceptions import MlflowException
+
+    matched = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+|latest))", uri)
+    if matched is None:
+        raise InputError(f"{uri!r} is no model: expected models:/NAME@ALIAS or models:/NAME/VERSION")
+    name, alias, number = matched.groups()
+    try:
+        if number == "latest":
+            found = database.retry(database.client().search_model_versions, f"name = '{name}'")
+            number = max((int(one.version) for one in found), default=0)
+        one = registry.champion(name, alias) if alias else registry.version(name, number)
+    except MlflowException:
+        one = None
+    if one is None:
+        raise InputError(f"{uri} is not in the registry of {mask(database.prepare())}. `mlflow ui` shows what is.")
+    return one.uri
+
+
+def signature(column: str, output: pd.DataFrame) -> ModelSignature:
+    """A signature that takes bytes in `column` (base64 over HTTP) and gives what `output` is an example of."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema
+
+    texts = {"label", "error"}
+    columns = [ColSpec(DataType.string if name in texts else DataType.float, name, required=name not in texts) for name in output.columns]
+    return ModelSignature(Schema([ColSpec(DataType.binary, column)]), Schema(columns))
+
+
+def scored(uri: str, frame: pd.DataFrame) -> pd.DataFrame:
+    """What the version makes of `frame`, loaded from the registry as a server loads it."""
+    from mlflow.pyfunc import load_model
+
+    return load_model(uri).predict(frame)

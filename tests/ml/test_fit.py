@@ -1,0 +1,201 @@
+"""The loop on a small real model: it learns, resumes bit for bit after kill -9 anywhere, and never steps on a NaN."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from ml.contracts import DataSpec, InputError, StepResult
+from ml.feed import Feed, rows_of
+from ml.fit import NonFiniteLoss, fit
+from ml.groups import parameter_groups
+from ml.modalities import MODALITIES
+from ml.model import Model
+from ml.recipe import BackboneChoice, Compute, Fit, HeadChoice
+
+ROWS = 48
+
+
+class ToyStore:
+    """Bright left or bright right halves: two classes that a few steps can tell apart."""
+
+    def __init__(self, rows: int = ROWS):
+        random = np.random.default_rng(0)
+        self.labels = np.arange(rows) % 2
+        self.array = random.integers(0, 100, (rows, 16, 16, 1), dtype=np.uint8)
+        for row, label in enumerate(self.labels):
+            self.array[row, :, 8 * label : 8 * label + 8] += 120
+        self.table = pd.DataFrame({"part": ["train"] * rows})
+        self.spec = DataSpec("image", {"size": 16, "channels": 1}, (1, 16, 16), ("left", "right"), {"mean": [0.4], "std": [0.2]})
+
+
+def train(workdir: Path, lines: list | None = None, watch=None, seed: int = 0, **changes):
+    """One small training; returns the model and how it went."""
+    store, modality = ToyStore(), MODALITIES["image"]
+    settings = Fit(**{"epochs": 4, "batch_size": 16, "learning_rate": 0.005, "checkpoint_seconds": 0, "ema": 0.9, **changes})
+    torch.manual_seed(seed)
+    model = Model.build(BackboneChoice(name="small-cnn", options={"width": 0.25}), HeadChoice(name="classification", options={"dropout": 0.2}), store.spec)
+    augment = modality.presets["standard"](store.spec)
+    feed = Feed(store, modality(modality.Options(**store.spec.options)), rows_of(store, "train"), settings.batch_size, seed, torch.device("cpu"), augment)
+    inputs = feed.modality.encode(torch.from_numpy(store.array), store.spec)
+
+    def validate(module):
+        return {"validation/accuracy": float((module(inputs).argmax(1).numpy() == store.labels).mean())}
+
+    fitted = fit(
+        watch(model) if watch else model,
+        feed,
+        settings,
+        Compute(threads=1),
+        stage="toy",
+        groups=parameter_groups(model, settings.learning_rate, settings.weight_decay),
+        workdir=workdir,
+        report=lambda metrics, step: lines.append((step, dict(metrics))) if lines is not None else None,
+        validate=validate,
+        metric="validation/accuracy",
+    )
+    return model, fitted
+
+
+def digest(model) -> str:
+    return hashlib.sha256(b"".join(value.numpy().tobytes() for value in model.state_dict().values())).hexdigest()
+
+
+def losses(lines) -> dict[int, float]:
+    return {step: metrics["train/loss"] for step, metrics in lines if "train/loss" in metrics}
+
+
+def test_it_learns_and_reports(tmp_path):
+    lines: list = []
+    model, fitted = train(tmp_path, lines, epochs=8)
+    assert fitted.steps == 24 and fitted.epochs == 8
+    assert fitted.best_score > 0.9
+    curve = losses(lines)
+    assert curve[24] < curve[1]
+    assert {"train/learning_rate", "train/images_per_second", "train/data_share", "train/accuracy"} <= set(lines[0][1])
+
+
+def test_equal_seeds_give_equal_weights_and_others_do_not(tmp_path):
+    same = [digest(train(tmp_path / name)[0]) for name in ("a", "b")]
+    assert same[0] == same[1] != digest(train(tmp_path / "c", seed=1)[0])
+
+
+PROGRAM = """
+import sys, json, pathlib, torch
+sys.path[:0] = [{root!r}, {tests!r}]
+from test_fit import train, digest
+torch.set_num_threads(1)
+lines = []
+model, fitted = train(pathlib.Path(sys.argv[1]), lines)
+print(json.dumps([digest(model), fitted.steps]))
+"""
+
+
+def run(folder: Path, crash: str = "") -> subprocess.CompletedProcess:
+    program = PROGRAM.format(root=str(Path(__file__).parents[2]), tests=str(Path(__file__).parent))
+    environment = {**os.environ, "WARMSTART_TESTING": "1", "WARMSTART_CRASH_AT": crash, "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, "-c", program, str(folder)], env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("points", [["toy.step:1"], ["toy.step:5", "toy.step:8"], ["checkpoint.write"], ["toy.step:12"]], ids=str)
+def test_killed_runs_end_with_the_weights_of_one_that_was_not(tmp_path, points):
+    whole = run(tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+    for point in points:
+        assert run(tmp_path / "killed", point).returncode == -9
+    again = run(tmp_path / "killed")
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout) == json.loads(whole.stdout)
+
+
+def test_a_resumed_curve_goes_on_where_it_was(tmp_path):
+    whole: list = []
+    train(tmp_path / "whole", whole)
+
+    class Stop(Exception):
+        pass
+
+    def stopping(model):
+        real, count = model.step, [0]
+
+        def step(batch):
+            count[0] += 1
+            if count[0] == 8:
+                raise Stop
+            return real(batch)
+
+        model.step = step
+        return model
+
+    first: list = []
+    with pytest.raises(Stop):
+        train(tmp_path / "part", first, watch=stopping)
+    second: list = []
+    train(tmp_path / "part", second)
+    assert losses(first) | losses(second) == losses(whole)
+    assert min(losses(second)) == 8
+
+
+def poisoned(at: set[int], forever: bool = False):
+    def watch(model):
+        real, count = model.step, [0]
+
+        def step(batch):
+            count[0] += 1
+            result = real(batch)
+            bad = count[0] in at or (forever and count[0] >= min(at))
+            return StepResult(result.loss * float("nan"), result.extras) if bad else result
+
+        model.step = step
+        return model
+
+    return watch
+
+
+def test_a_loss_that_is_not_finite_goes_back_at_half_the_rate(tmp_path):
+    lines: list = []
+    model, fitted = train(tmp_path, lines, watch=poisoned({5}))
+    assert fitted.steps == 12
+    assert all(torch.isfinite(value).all() for value in model.state_dict().values())
+    assert any(metrics.get("train/returns") == 1 for _, metrics in lines)
+
+
+def test_a_loss_that_stays_so_ends_with_the_remedy_and_finite_weights(tmp_path):
+    with pytest.raises(NonFiniteLoss, match=r"step 5 of 12.*learning_rate") as caught:
+        train(tmp_path, watch=poisoned({5}, forever=True))
+    assert isinstance(caught.value, InputError)
+
+
+def test_early_stopping_keeps_the_best(tmp_path):
+    _, fitted = train(tmp_path, epochs=30, patience=2)
+    assert fitted.stopped_early and fitted.epochs < 30
+    assert fitted.best_epoch + 1 <= fitted.epochs - 2
+
+
+def test_a_damaged_newest_checkpoint_costs_steps_and_not_the_result(tmp_path):
+    whole = digest(train(tmp_path / "whole")[0])
+    run(tmp_path / "killed", "toy.step:7")
+    newest = max((tmp_path / "killed" / "checkpoints").glob("step-*/state.pt"))
+    newest.write_bytes(newest.read_bytes()[:-20])
+    with pytest.warns(RuntimeWarning, match="damaged"):
+        model, _ = train(tmp_path / "killed")
+    assert digest(model) == whole
+
+
+def test_accumulation_sees_every_row(tmp_path):
+    _, fitted = train(tmp_path, accumulate=4)
+    assert fitted.steps == 12
+
+
+def test_nothing_warns(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(tmp_path)
