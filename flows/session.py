@@ -14,6 +14,7 @@ QUIET = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # the command line shows progress and errors itself
     "GIT_PYTHON_REFRESH": "quiet",
+    "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while they wait starve whatever else runs on the machine
 }
 
 
