@@ -14,7 +14,7 @@ setup: .venv/.ready  ## Make .venv, which holds the command warmstart.
 	@$(PYTHON) -c 'import sys; sys.exit(f"found Python {sys.version.split()[0]}, expected 3.11 to 3.13: set PYTHON=python3.12, say" if not (3, 11) <= sys.version_info[:2] <= (3, 13) else 0)'
 	$(PYTHON) -m venv .venv
 	@if $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r bootstrap.lock; \
-	then $(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock \
+	then $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes -r requirements.lock \
 	  && $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .; \
 	else echo "uv cannot be had here: installing with pip, which takes minutes" \
 	  && $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock \

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from sklearn.svm import SVC
 
 from ml.calibration import fit_temperature, softmax
 from ml.progress import update
@@ -45,6 +45,8 @@ def classical(
 
     The validation rows choose its settings and calibrate its probabilities, as they choose the network's best epoch.
     """
+    from sklearn.svm import SVC  # imported where it is used: it costs seconds
+
     rows = draw(train, labels, ROWS, seed)
     note = f"fitted on {len(rows):,} of {len(train):,} training rows" if len(rows) < len(train) else f"fitted on {len(rows):,} training rows"
     update("classical", 0, 3)
@@ -89,6 +91,8 @@ def draw(rows: np.ndarray, labels: np.ndarray, limit: int, seed: int) -> np.ndar
 
 def _search(train_ND: np.ndarray, train_N: np.ndarray, held_MD: np.ndarray, held_M: np.ndarray) -> dict[str, float]:
     """The settings of GRID that get most of the held rows right; the first of equals."""
+    from sklearn.svm import SVC
+
     own_NN, across_MN = _distances(train_ND, train_ND), _distances(held_MD, train_ND)
 
     def right(setting: dict[str, float]) -> int:
@@ -109,7 +113,7 @@ def _kernel(distances_NM: np.ndarray, gamma: float) -> np.ndarray:
     return np.exp(-gamma * distances_NM, dtype=np.float64)
 
 
-def _scores(machine: SVC, kernel_NM: np.ndarray, classes: int) -> np.ndarray:
+def _scores(machine: Any, kernel_NM: np.ndarray, classes: int) -> np.ndarray:
     """A score for each class (N, K); one that had no training row gets the lowest."""
     found = machine.decision_function(kernel_NM)
     if found.ndim == 1:

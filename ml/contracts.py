@@ -18,7 +18,6 @@ from pydantic import BaseModel, ConfigDict
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
-    import torch
     from torch import Tensor, nn
 
 UNLABELLED = -1
@@ -208,5 +207,3 @@ class Method(Protocol):
 
 Report = Callable[[Mapping[str, float], int], None]
 """report(metrics, step): how ml/ tells the tracking of numbers, knowing nothing of it."""
-
-Device = "torch.device"

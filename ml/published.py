@@ -6,7 +6,6 @@ import enum
 import urllib.error
 from collections.abc import Mapping
 
-import torchvision
 from torch import Tensor
 
 from ml.contracts import InputError
@@ -31,7 +30,9 @@ def is_small(stem: Stem, shape: tuple[int, ...]) -> bool:
 
 def torchvision_weights(model: str, name: str) -> Mapping[str, Tensor]:
     """The tensors of torchvision's weights `name` (IMAGENET1K_V1, DEFAULT, ResNet18_Weights.DEFAULT) for its `model`."""
-    family = torchvision.models.get_model_weights(model)
+    from torchvision.models import get_model_weights  # imported where it is used: it costs seconds
+
+    family = get_model_weights(model)
     enumeration, _, member = name.rpartition(".")
     valid = [*family.__members__, "DEFAULT"]
     if member not in valid or enumeration not in ("", family.__name__):

@@ -8,6 +8,7 @@ server that lives no longer than they do (prefect_supervisor.py): one server a d
 
 from __future__ import annotations
 
+import contextvars
 import fcntl
 import json
 import os
@@ -25,6 +26,7 @@ from tasks.reach import mask, wait_for
 
 PATIENCE = 20.0  # seconds for a server that somebody else runs
 STARTUP = 200.0  # seconds for ours
+ATTEMPTS = 3
 SUPERVISOR = Path(__file__).with_name("prefect_supervisor.py")
 
 
@@ -36,7 +38,8 @@ class Handle:
         self._found: dict[str, str] = {}
         self._error: BaseException | None = None
         self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._find, name="prefect-server", daemon=True)
+        # Prefect's settings may be changed for the caller's context alone.
+        self._thread = threading.Thread(target=contextvars.copy_context().run, args=(self._find,), name="prefect-server", daemon=True)
         self._thread.start()
 
     def wait(self) -> str:
@@ -72,15 +75,15 @@ class Handle:
         except OSError as error:
             raise InputError(f"cannot keep Prefect's records in {home}: {error.strerror}. Set PREFECT_HOME to a folder that can be written.") from None
         fcntl.flock(users, fcntl.LOCK_SH)  # the supervisor has it alone while it ends a server
-        deadline, supervisor, begun = time.monotonic() + STARTUP, None, 0
+        deadline, begun = time.monotonic() + STARTUP, 0
         while time.monotonic() < deadline and not self._closed.is_set():
             found = _published(folder)
             if found is not None:
                 return found
-            if supervisor is None or (supervisor.poll() is not None and _unsupervised(folder)):
-                if begun == 3:
+            if _unsupervised(folder):
+                if begun == ATTEMPTS:
                     break
-                supervisor, begun = _supervisor(folder, home), begun + 1
+                begun += _supervise(folder, home)
             time.sleep(0.1)
         raise InputError(
             f"Prefect's temporary server did not start: {_last_words(folder)} See {folder / 'server.log'}, or start one with `prefect server "
@@ -145,10 +148,10 @@ def _unsupervised(folder: Path) -> bool:
         return True
 
 
-def _supervisor(folder: Path, home: Path) -> subprocess.Popen:
-    """Starts a supervisor in a session of its own: the terminal's Ctrl-C is for its clients, which it shall outlive by a moment."""
+def _supervise(folder: Path, home: Path) -> bool:
+    """Starts a supervisor, in a session of its own: the terminal's Ctrl-C is for its clients. False if there was one already."""
     with (folder / "server.log").open("ab") as log:
-        return subprocess.Popen(
+        done = subprocess.run(
             [sys.executable, str(SUPERVISOR), str(folder)],
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -156,7 +159,9 @@ def _supervisor(folder: Path, home: Path) -> subprocess.Popen:
             start_new_session=True,
             cwd=home,
             env=os.environ | {"PREFECT_HOME": str(home)},
+            check=False,
         )
+    return done.returncode == 0
 
 
 def _last_words(folder: Path) -> str:

@@ -35,11 +35,24 @@ SETTINGS = {
 }
 
 
+def main(folder: Path) -> int:
+    """Leaves a supervisor behind and gives 0, or 1 if there is one already."""
+    with (folder / "supervisor.lock").open("a") as supervisor:
+        deadline = time.monotonic() + 2.0
+        while not lock(supervisor):
+            # A client that looks whether there is a supervisor holds the lock for a moment.
+            if time.monotonic() > deadline:
+                return 1
+            time.sleep(0.02)
+        # The child keeps the lock. It is nobody's child, so that no client has to wait for its end.
+        if os.fork() == 0:
+            supervise(folder)
+    return 0
+
+
 def supervise(folder: Path) -> None:
-    """Runs the server until no client is left; returns at once if another supervisor does so already."""
-    with (folder / "supervisor.lock").open("a") as supervisor, (folder / "users.lock").open("a") as users:
-        if not lock(supervisor):
-            return
+    """Runs the server until no client is left."""
+    with (folder / "users.lock").open("a") as users:
         published = folder / "server.json"
         published.unlink(missing_ok=True)
         auth = f"warmstart:{secrets.token_urlsafe(24)}"
@@ -121,4 +134,4 @@ def end(server: subprocess.Popen) -> None:
 
 
 if __name__ == "__main__":
-    supervise(Path(sys.argv[1]))
+    sys.exit(main(Path(sys.argv[1])))

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-import torchvision
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -28,6 +27,8 @@ class _ResNet(nn.Module):
 
     def __init__(self, options: ResNetOptions, spec: DataSpec):
         super().__init__()
+        import torchvision  # imported where it is used: it costs seconds
+
         channels = spec.shape[0]
         self.net = torchvision.models.get_model(self.model, weights=None)
         self.width = self.net.fc.in_features

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-import torchvision
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -68,8 +67,10 @@ class _VGG(nn.Module):
 
 
 def _features(model: str) -> nn.Sequential:
-    layout = torchvision.models.vgg.cfgs[{"vgg11_bn": "A", "vgg16_bn": "D"}[model]]
-    layers = torchvision.models.vgg.make_layers(layout, batch_norm=True)
+    from torchvision.models.vgg import cfgs, make_layers  # imported where it is used: it costs seconds
+
+    layout = cfgs[{"vgg11_bn": "A", "vgg16_bn": "D"}[model]]
+    layers = make_layers(layout, batch_norm=True)
     for layer in layers:
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")

@@ -13,7 +13,6 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models.vision_transformer import VisionTransformer
 
 from ml.contracts import DataSpec, Features, InputError, Options
 from ml.published import torchvision_weights
@@ -42,6 +41,8 @@ class _ViT(nn.Module):
     traits: ClassVar[frozenset[str]] = frozenset({"map", "tokens", "maskable"})
 
     def _build(self, spec: DataSpec, patch: int | None, depth: int, heads: int, width: int, dropout: float, pool: Pool) -> None:
+        from torchvision.models.vision_transformer import VisionTransformer  # imported where it is used: it costs seconds
+
         channels, height, breadth = spec.shape
         side = max(height, breadth)
         self.patch = patch or fitting_patch(side)
@@ -81,7 +82,7 @@ class _ViT(nn.Module):
 class _Embedding(nn.Module):
     """The patch projection with the class token and the positions, which are parameters of no module of their own."""
 
-    def __init__(self, net: VisionTransformer):
+    def __init__(self, net: nn.Module):
         super().__init__()
         self.projection, self.token, self.positions = net.conv_proj, net.class_token, net.encoder.pos_embedding
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
+from functools import cached_property
+from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 import pandas as pd
-import sklearn
 from PIL import Image
-from sklearn.datasets import load_digits
 
 from ml import contracts
 from ml.contracts import Raw
@@ -23,7 +24,13 @@ class SklearnDigits:
         pass
 
     def __init__(self, options: SklearnDigits.Options) -> None:
-        self._digits = load_digits()
+        pass
+
+    @cached_property
+    def _digits(self) -> Any:
+        from sklearn.datasets import load_digits  # imported where it is used: it costs seconds
+
+        return load_digits()
 
     def scan(self) -> pd.DataFrame:
         labels = [str(target) for target in self._digits.target]
@@ -39,4 +46,4 @@ class SklearnDigits:
             yield Raw(png.getvalue())
 
     def fingerprint(self) -> str:
-        return digest("sklearn-digits", sklearn.__version__)
+        return digest("sklearn-digits", version("scikit-learn"))

@@ -5,11 +5,11 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Sequence
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torchvision
 from pydantic import Field
 
 from ml import contracts
@@ -82,10 +82,12 @@ class Torchvision:
         frame = self.scan()
         root = Path(self.options.path)
         files = [(str(file.relative_to(root)), file.stat().st_size) for file in sorted(root.rglob("*")) if file.is_file()]
-        return digest("torchvision", torchvision.__version__, self.options.dataset, len(frame), files)
+        return digest("torchvision", version("torchvision"), self.options.dataset, len(frame), files)
 
     def _load(self, split: str) -> Any:
         kwargs = dict(DATASETS[self.options.dataset])[split]
+        import torchvision  # imported where it is used: it costs seconds
+
         try:
             return getattr(torchvision.datasets, self.options.dataset)(self.options.path, **kwargs, download=self.options.download)
         except (OSError, RuntimeError, ImportError) as error:

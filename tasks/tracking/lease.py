@@ -32,6 +32,7 @@ SETTLE = 0.5  # seconds between writing a lease and reading it back; longer than
 FORGOTTEN = 120.0  # seconds after which another host's run is reported as failed
 
 _log = logging.getLogger(__name__)
+_mine: set[str] = set()  # tokens of this process's work that goes on
 
 
 class LeaseLost(RuntimeError):
@@ -52,8 +53,9 @@ class Lease:
 
     @classmethod
     def mine(cls, fence: int = 1) -> Lease:
-        pid = os.getpid()
-        return cls(host(), pid, _started(pid) or 0, uuid.uuid4().hex[:12], fence, time.time())
+        pid, token = os.getpid(), uuid.uuid4().hex[:12]
+        _mine.add(token)
+        return cls(host(), pid, _started(pid) or 0, token, fence, time.time())
 
     def dump(self) -> str:
         return json.dumps(asdict(self))
@@ -76,6 +78,8 @@ def alive(lease: Lease | None) -> bool | None:
         return False
     if lease.host != host():
         return None
+    if lease.pid == os.getpid():  # an attempt of this process that ended while MLflow was away could not release it
+        return lease.token in _mine
     return _started(lease.pid) == lease.started
 
 
@@ -141,6 +145,7 @@ class Heartbeat:
         """Ends the thread. The lease stays until it is released, or the process ends."""
         self._stop.set()
         self._thread.join()
+        _mine.discard(self.lease.token)
 
     def release(self, patience: float = 10.0) -> None:
         """Marks the run as free, after its status is set."""

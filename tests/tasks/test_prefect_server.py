@@ -109,6 +109,6 @@ def test_a_configured_server_that_is_away(monkeypatch):
     monkeypatch.setattr(prefect_server, "PATIENCE", 0.1)
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}), pytest.raises(InputError, match="unreachable Prefect at http://127.0.0.1:9/api"):
-        with prefect_server.server():
-            raise AssertionError
+    away = temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"})
+    with away, pytest.raises(InputError, match=r"unreachable Prefect at http://127.0.0.1:9/api"), prefect_server.server():
+        raise AssertionError
