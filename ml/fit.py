@@ -21,10 +21,12 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from ml import checkpoint, progress
+from ml.averaging import Weights, average, swapped, weights_of
 from ml.contracts import Batch, InputError, Report, StepResult
 from ml.crash import crash_point
+from ml.determinism import determinism, is_deterministic
 from ml.feed import Feed, seed_of
-from ml.interruption import Interrupted, interruption
+from ml.interruption import Interrupted, Interruption, interruption
 from ml.precision import fastest_precision
 from ml.recipe import Compute, Fit, Optimizer, Precision
 from ml.schedule import epochs_of, rate
@@ -105,29 +107,8 @@ def fit(
     epoch `validate(module)` gives metrics, of which `metric` chooses the best. Goes on from the newest checkpoint in `workdir`.
     """
     loop = _Loop(module, feed, settings, compute, stage, groups, workdir, report, prepare, validate, metric, 1 if higher_is_better else -1)
-    with interruption() as asked, _determinism(is_deterministic(compute, feed.device)):
+    with interruption() as asked, determinism(is_deterministic(compute, feed.device)):
         return loop.run(asked)
-
-
-def is_deterministic(compute: Compute, device: torch.device) -> bool:
-    """What the recipe says, or true on a CPU and false elsewhere."""
-    return device.type == "cpu" if compute.deterministic is None else compute.deterministic
-
-
-class _determinism:
-    """Deterministic algorithms while the block runs."""
-
-    def __init__(self, on: bool):
-        self.on = on
-
-    def __enter__(self) -> None:
-        self.before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
-        torch.use_deterministic_algorithms(self.on)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, and no code here reads what it did not write
-
-    def __exit__(self, *_: object) -> None:
-        torch.use_deterministic_algorithms(self.before[0])
-        torch.utils.deterministic.fill_uninitialized_memory = self.before[1]
 
 
 class _Loop:
@@ -141,12 +122,12 @@ class _Loop:
         self.validate_every = max(1, math.ceil(self.epochs / VALIDATIONS))
         self.trained = [p for group in groups for p in group["params"]]
         self.state = _State()
-        self.best: dict[str, Tensor] | None = None
-        self.ema: dict[str, Tensor] | None = None
+        self.best: Weights | None = None
+        self.ema: Weights | None = None
         self.sums: dict[str, Tensor] = {}
         self.counted = 0
 
-    def run(self, asked) -> Fitted:
+    def run(self, asked: Interruption) -> Fitted:
         device = self.feed.device
         self.module.to(device, memory_format=torch.channels_last)
         self.optimizer = _optimizer(self.settings, self.groups, device)
@@ -160,12 +141,12 @@ class _Loop:
         if resumed:
             self._restore_scaler()
         else:
-            self.ema = _weights(self.module) if self.settings.ema else None
+            self.ema = weights_of(self.module) if self.settings.ema else None
             self._save()  # what a resume, or the return after a non-finite loss, starts from
         self._train(step_module, asked)
         return self._finish()
 
-    def _train(self, step_module: nn.Module, asked) -> None:
+    def _train(self, step_module: nn.Module, asked: Interruption) -> None:
         clock = window_began = saved_at = time.perf_counter()
         window_waited, window_rows, save_cost = 0.0, 0, 0.0
         while self.state.step < self.total and not self.state.stopped:
@@ -231,7 +212,7 @@ class _Loop:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
-            _average(self.ema, self.module, min(self.settings.ema, (1 + step) / (10 + step)))
+            average(self.ema, self.module, min(self.settings.ema, (1 + step) / (10 + step)))
         self._gather("loss", total)
         self.counted += 1
         self.state.step += 1
@@ -260,7 +241,7 @@ class _Loop:
         last = epoch + 1 == self.epochs
         if self.validate is None or not (last or (epoch + 1) % self.validate_every == 0):
             return
-        with _swapped(self.module, self.ema):
+        with swapped(self.module, self.ema):
             self.module.eval()
             with torch.no_grad():
                 metrics = self.state.metrics = dict(self.validate(self.module))
@@ -270,7 +251,7 @@ class _Loop:
             score = self.sign * metrics[self.metric]
             if score > self.state.best_score:
                 self.state.best_score, self.state.best_epoch, self.state.since_best = score, epoch, 0
-                self.best = _weights(self.module)
+                self.best = weights_of(self.module)
             else:
                 self.state.since_best += 1
                 self.state.stopped = 0 < self.settings.patience <= self.state.since_best and not last
@@ -356,32 +337,3 @@ def _optimizer(settings: Fit, groups: list[dict[str, Any]], device: torch.device
     if settings.optimizer is Optimizer.sgd:
         return torch.optim.SGD(copies, lr=settings.learning_rate, momentum=0.9, nesterov=True)
     return torch.optim.AdamW(copies, lr=settings.learning_rate, fused=device.type in ("cpu", "cuda"))
-
-
-def _weights(module: nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in module.state_dict().items()}
-
-
-def _average(ema: dict[str, Tensor], module: nn.Module, decay: float) -> None:
-    """Moves the average towards the module's floating-point state; counters are copied."""
-    state = module.state_dict()
-    floats = [name for name, value in state.items() if value.is_floating_point()]
-    torch._foreach_lerp_([ema[name] for name in floats], [state[name].detach() for name in floats], 1 - decay)
-    for name in state.keys() - set(floats):
-        ema[name].copy_(state[name])
-
-
-class _swapped:
-    """Puts other weights into a module while the block runs; None changes nothing."""
-
-    def __init__(self, module: nn.Module, weights: dict[str, Tensor] | None):
-        self.module, self.weights = module, weights
-
-    def __enter__(self) -> None:
-        if self.weights is not None:
-            self.before = _weights(self.module)
-            self.module.load_state_dict(self.weights)
-
-    def __exit__(self, *_: object) -> None:
-        if self.weights is not None:
-            self.module.load_state_dict(self.before)

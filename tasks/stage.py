@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import yaml
+from pydantic import BaseModel
 
 from ml import progress
 from ml.contracts import InputError
@@ -27,7 +28,15 @@ from tasks.tracking.stages import StageRun, run_stage
 
 STAGES = ("preprocess", "pretrain", "split", "finetune", "baseline", "classical", "evaluate", "register")
 
-TASK = {"persist_result": False, "log_prints": False}
+TRAINING = ("pretrain", "finetune", "baseline")
+
+
+def _tracking_was_away(task: Any, run: Any, state: Any) -> bool:
+    """Whether to try again: what ended is the way to MLflow, and the stage's result waits on disk."""
+    return isinstance(state.result(raise_on_failure=False), database.TrackingError)
+
+
+TASK = {"persist_result": False, "log_prints": False, "retries": 2, "retry_delay_seconds": 30, "retry_condition_fn": _tracking_was_away}
 """Prefect options of every stage: our own record in MLflow is the cache, and stored results could be tampered with."""
 
 
@@ -64,6 +73,7 @@ class Run:
             body=body,
             force=name in self.redo,
             verify=verify,
+            system_metrics=name in TRAINING,
         )
         progress.finish(name, f"{'reused' if result.cached else 'done'} in {result.seconds:.1f} s: {result.why}")
         return StageSummary(name, result.run_id, result.cached, result.why, round(result.seconds, 3)), result.output
@@ -110,14 +120,14 @@ def flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def dump(section: Any) -> dict[str, Any]:
+def dump(section: BaseModel) -> dict[str, Any]:
     """A recipe section as plain data, defaults included; a choice carries its class's whole options."""
     content = section.model_dump(mode="json")
     for name in type(section).model_fields:
         part = getattr(section, name)
         if hasattr(part, "parsed"):
             content[name] = {"name": part.name.value, "options": part.parsed().model_dump(mode="json")}
-        elif hasattr(part, "model_fields") and name in content:
+        elif isinstance(part, BaseModel):
             content[name] = dump(part)
     return content
 

@@ -164,15 +164,16 @@ def test_reconcile_closes_what_is_dead_and_nothing_else(tracked):
     cases = {
         "mine": mine,
         "gone": replace(mine, pid=2**22 - 1),
-        "reused pid": replace(mine, started=mine.started - 1),
+        "ended attempt": replace(mine, token="other"),
+        "reused pid": replace(mine, pid=1, started=-1),
         "far and fresh": replace(mine, host="elsewhere"),
         "far and silent": replace(mine, host="elsewhere", beat=time.time() - 121),
     }
     made = {name: runs.create_run(experiment, name, {lease.TAG: one.dump()}).info.run_id for name, one in cases.items()}
     theirs = database.client().create_run(experiment).info.run_id
-    assert set(runs.reconcile(experiment)) == {made["gone"], made["reused pid"], made["far and silent"]}
+    assert set(runs.reconcile(experiment)) == {made[name] for name in cases} - {made["mine"], made["far and fresh"]}
     statuses = {name: database.client().get_run(run_id).info.status for name, run_id in made.items()}
-    assert statuses == {"mine": "RUNNING", "gone": "FAILED", "reused pid": "FAILED", "far and fresh": "RUNNING", "far and silent": "FAILED"}
+    assert statuses == {name: "RUNNING" if name in ("mine", "far and fresh") else "FAILED" for name in cases}
     assert database.client().get_run(theirs).info.status == "RUNNING"
 
 

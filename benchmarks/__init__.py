@@ -1,0 +1,1 @@
+"""Measurements side by side with peers; README.md holds the last tables."""

@@ -1,0 +1,221 @@
+"""What the pipeline costs beside the same training in bare torch: `python -m benchmarks.overhead`.
+
+    python -m benchmarks.overhead --output overhead.json      # the measurement
+    python -m benchmarks.overhead --pairs 2 --scale 0.1       # does it work? a tenth of the steps, where fixed costs weigh most
+
+A is `warmstart run conf/image/digits.yaml` in a new folder, against a running `prefect server start` and a database that has its
+tables; B is benchmarks/bare.py on the store that A makes. Fresh processes, fixed threads, in turns A B B A.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import shutil
+import socket
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPE = str(ROOT / "conf" / "image" / "digits.yaml")
+TRAINED = ("pretrain", "finetune", "baseline")
+RATIO_GOAL, SECONDS_GOAL = 1.10, 5.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.overhead", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--pairs", type=int, default=8, help="pairs of A and B")
+    parser.add_argument("--scale", type=float, default=1.0, help="share of the demo's training steps")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="CPU threads of each process")
+    parser.add_argument("--output", type=Path, help="JSON file for all measurements")
+    given = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = str(given.threads)
+    overrides = [f"compute.threads={given.threads}", f"pretraining.fit.samples={round(60_000 * given.scale)}"]
+    overrides += [f"finetuning.fit.epochs={max(1, round(60 * given.scale))}"]
+    with tempfile.TemporaryDirectory(prefix="overhead-") as temporary:
+        scratch = Path(temporary)
+        (scratch / "ready").mkdir()
+        run([sys.executable, "-c", "from tasks.tracking.database import prepare; prepare()"], scratch / "ready")
+        with prefect_server(scratch):
+            pipeline(scratch, "first", overrides)  # fills the file cache, and leaves the store
+            store = str(next((scratch / "first" / ".warmstart" / "stores").glob("*/manifest.json")).parent)
+            pairs = []
+            for number in range(given.pairs):
+                arms: dict[str, Callable[[], dict[str, Any]]] = {
+                    "A": lambda n=number: pipeline(scratch, f"run-{n}", overrides),
+                    "B": lambda: bare(store, overrides),
+                }
+                pair: dict[str, Any] = {"order": "AB" if number % 2 == 0 else "BA", "load": round(os.getloadavg()[0], 2)}
+                pairs.append(pair | {arm: arms[arm]() for arm in pair["order"]})
+                print(
+                    f"pair {number + 1} of {given.pairs}: training {trained(pairs[-1]['A']):.2f} s and {trained(pairs[-1]['B']):.2f} s",
+                    file=sys.stderr,
+                    flush=True,
+                )
+    result = {"when": datetime.now(UTC).isoformat(timespec="seconds"), "arguments": sys.argv[1:], "machine": machine(given.threads)}
+    result |= {"figures": figures(pairs), "equal_work": equal_work(pairs), "pairs": pairs}
+    if given.output:
+        given.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(table(result))
+
+
+def pipeline(scratch: Path, name: str, overrides: list[str]) -> dict[str, Any]:
+    """One `warmstart run` in a new folder: wall seconds of the process, and of each stage what it took and what it gave."""
+    folder = scratch / name
+    folder.mkdir()
+    shutil.copy(scratch / "ready" / "mlflow.db", folder / "mlflow.db")
+    command = [sys.executable, "-c", "from flows.cli import main; main()", "run", RECIPE, *overrides, "--json"]
+    wall, output = run(command, folder)
+    result = json.loads(output)
+    stages = {stage["name"]: {"seconds": stage["seconds"]} for stage in result["stages"]}
+    if any(stage["cached"] for stage in result["stages"]):
+        raise SystemExit("a stage was reused: nothing was measured")
+    with closing(sqlite3.connect(folder / "mlflow.db")) as records:
+        for stage in result["stages"]:
+            if stage["name"] in TRAINED:
+                stages[stage["name"]] |= _recorded(records, folder, stage["run_id"])
+    return {"wall": wall, "stages": stages}
+
+
+def _recorded(records: sqlite3.Connection, folder: Path, run_id: str) -> dict[str, Any]:
+    """What the stage says in MLflow: steps, rows, last loss, seconds within the loop; and the digest of its weights."""
+    params = dict(records.execute("SELECT key, value FROM params WHERE run_uuid = ?", (run_id,)))
+    metrics = dict(records.execute("SELECT key, value FROM latest_metrics WHERE run_uuid = ?", (run_id,)))
+    weights = next(folder.glob(f"mlruns/*/{run_id}/artifacts/*/*.safetensors"))
+    facts = {"steps": int(params["steps"]), "rows": int(params["rows"]), "loss": metrics["train/loss"], "loop_seconds": metrics["seconds"]}
+    return facts | {"weights": hashlib.sha256(weights.read_bytes()).hexdigest()}
+
+
+def bare(store: str, overrides: list[str]) -> dict[str, Any]:
+    """One run of the bare loop: wall seconds of the process, and what each training took and gave."""
+    wall, output = run([sys.executable, "-m", "benchmarks.bare", store, RECIPE, *overrides], ROOT)
+    return {"wall": wall, "stages": json.loads(output)}
+
+
+def run(command: list[str], folder: Path) -> tuple[float, str]:
+    """Seconds and standard output of a fresh process, whose own errors end this one."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "WARMSTART_HOME": str(folder / ".warmstart")}
+    environment.pop("MLFLOW_TRACKING_URI", None)
+    began = time.perf_counter()
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    taken = time.perf_counter() - began
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-3000:]}")
+    return taken, done.stdout
+
+
+@contextmanager
+def prefect_server(scratch: Path) -> Iterator[None]:
+    """A Prefect server as a user runs one, on a free port, its records in `scratch`."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    os.environ |= {"PREFECT_HOME": str(scratch / "prefect"), "DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+    os.environ.pop("PREFECT_API_URL", None)
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    with (scratch / "prefect.log").open("w") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            for _ in range(600):
+                try:
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}/api/health", timeout=5).close()
+                    break
+                except OSError:
+                    time.sleep(0.5)
+            os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
+            yield
+        finally:
+            server.terminate()
+            server.wait()
+
+
+def trained(one: dict[str, Any]) -> float:
+    """Seconds of the three trainings."""
+    return sum(one["stages"][name]["seconds"] for name in TRAINED)
+
+
+def figures(pairs: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Medians over the pairs with 95 % bootstrap intervals."""
+
+    def loop(one: dict[str, Any]) -> float:
+        return sum(one["stages"][name]["loop_seconds"] for name in TRAINED)
+
+    bares = [pair["B"] for pair in pairs]
+    found = {
+        "training stages / bare loop": [trained(pair["A"]) / trained(pair["B"]) for pair in pairs],
+        "within the fit loop / bare loop": [loop(pair["A"]) / trained(pair["B"]) for pair in pairs],
+        "training stages, s": [trained(pair["A"]) for pair in pairs],
+        "bare loop, s": [trained(one) for one in bares],
+        "whole command − bare script, s": [pair["A"]["wall"] - pair["B"]["wall"] for pair in pairs],
+        "whole command − its training stages, s": [pair["A"]["wall"] - trained(pair["A"]) for pair in pairs],
+        "whole command, s": [pair["A"]["wall"] for pair in pairs],
+        "bare script, s": [one["wall"] for one in bares],
+        "control: bare / bare": [trained(one) / trained(other) for one, other in zip(bares[:-1:2], bares[1::2], strict=False)],
+    }
+    return {name: _median(values) for name, values in found.items() if values}
+
+
+def _median(values: list[float]) -> dict[str, float]:
+    drawn = np.random.default_rng(0).choice(values, (10_000, len(values)))
+    low, high = np.quantile(np.median(drawn, axis=1), [0.025, 0.975])
+    return {"median": float(np.median(values)), "low": float(low), "high": float(high), "n": len(values)}
+
+
+def equal_work(pairs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of each training: steps, rows and parameters, and whether losses and weights of all runs are equal."""
+    found = {}
+    for name in TRAINED:
+        runs = [pair[arm]["stages"][name] for pair in pairs for arm in "AB"]
+        found[name] = {
+            **{key: sorted({one[key] for one in runs if key in one}) for key in ("steps", "rows", "parameters")},
+            "loss": [min(one["loss"] for one in runs), max(one["loss"] for one in runs)],
+            "weights": len({one["weights"] for one in runs}),
+        }
+    return found
+
+
+def machine(threads: int) -> dict[str, Any]:
+    """What the figures were taken on."""
+    cpu = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")),
+        platform.machine(),
+    )
+    return {"cpu": cpu, "cores": len(os.sched_getaffinity(0)), "threads": threads, "python": platform.python_version()} | {name: version(name) for name in ("torch", "mlflow", "prefect")}  # fmt: skip
+
+
+def table(result: dict[str, Any]) -> str:
+    """The figures and the proof of equal work as Markdown."""
+    lines = ["| figure | median | 95 % interval | n | goal |", "| --- | ---: | --- | ---: | --- |"]
+    goals = {"training stages / bare loop": f"≤ {RATIO_GOAL:.2f}", "whole command − bare script, s": f"≤ {SECONDS_GOAL:g}"}
+    for name, one in result["figures"].items():
+        lines.append(f"| {name} | {one['median']:.3f} | {one['low']:.3f} to {one['high']:.3f} | {one['n']} | {goals.get(name, '')} |")
+    lines += [
+        "",
+        "| training | steps | rows | parameters | last loss, least and most | different weights |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, one in result["equal_work"].items():
+        numbers = " | ".join(", ".join(map(str, one[key])) for key in ("steps", "rows", "parameters"))
+        lines.append(f"| {name} | {numbers} | {one['loss'][0]:.6f} {one['loss'][1]:.6f} | {one['weights']} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
