@@ -110,23 +110,33 @@ def main(folder: str, path: str, overrides: list[str]) -> dict[str, Any]:
 
     found = {}
     with tempfile.TemporaryDirectory() as kept:
-        began = time.perf_counter()
+        began = clocks()
         torch.manual_seed(seed_of(recipe.seed, "backbone"))
         backbone = recipe.backbone.make(store.spec)
         facts = pretrain(backbone)
         save_backbone(backbone, Path(kept) / "pretrain", recipe.backbone, store.spec)
-        found["pretrain"] = {**facts, "seconds": time.perf_counter() - began}
+        found["pretrain"] = facts | since(began)
         for name in ("finetune", "baseline"):
-            began = time.perf_counter()
+            began = clocks()
             model = new_model()
             if name == "finetune":
                 model.backbone.load_state_dict(backbone.state_dict())
             facts = finetune(model)
             save_model(model, Path(kept) / name, recipe.backbone, recipe.finetuning.head, store.spec)
-            found[name] = {**facts, "seconds": time.perf_counter() - began}
+            found[name] = facts | since(began)
         for name, facts in found.items():
             facts["weights"] = hashlib.sha256(next((Path(kept) / name).glob("*.safetensors")).read_bytes()).hexdigest()
     return found
+
+
+def clocks() -> tuple[float, float]:
+    return time.perf_counter(), time.process_time()
+
+
+def since(began: tuple[float, float]) -> dict[str, float]:
+    """Seconds of the wall clock and of the process's CPUs."""
+    wall, cpu = clocks()
+    return {"seconds": wall - began[0], "cpu_seconds": cpu - began[1]}
 
 
 if __name__ == "__main__":

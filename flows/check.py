@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,8 @@ IMBALANCE = 10
 
 def check(recipe: Recipe) -> dict[str, Any]:
     """Facts about the data, warnings, and the cost to expect; InputError for what cannot be used."""
-    with tempfile.TemporaryDirectory(dir=home(), prefix="check-") as folder:
+    place = home()
+    with _empty_again(place), tempfile.TemporaryDirectory(dir=place, prefix="check-") as folder:
         source = recipe.data.source.make()
         store = preprocess(source, recipe.data.modality.make(), recipe.data, Path(folder) / "work", Path(folder) / "stores")
         facts = summary(store)
@@ -46,6 +49,16 @@ def check(recipe: Recipe) -> dict[str, Any]:
         "imbalance": round(float(facts["imbalance"]), 2),
     }
     return {"recipe": recipe.name, "data": data, "expected": expected, "warnings": _warnings(facts, rows, recipe)}
+
+
+@contextmanager
+def _empty_again(folder: Path) -> Iterator[None]:
+    """Removes the folder after the block if nothing is in it."""
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def _warnings(facts: dict[str, Any], rows: dict[str, int], recipe: Recipe) -> list[str]:

@@ -63,8 +63,10 @@ def predict(
 
     with session() as prefect:
         from flows.console import Console
+        from ml.scoring import check_places
 
         console = Console()
+        check_places(inputs, output)  # shows before a server is waited for
         prefect.wait()
         from flows.predict import predict as score
 

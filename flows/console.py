@@ -9,12 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console as Rich
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from ml import progress
+from ml.metrics import LOWER_IS_BETTER
 
 QUIET_SECONDS = 15.0  # between two lines of progress where there is no terminal
 
@@ -55,7 +57,7 @@ class Console:
                 self._live.update(self._bars[stage], completed=done, total=total, facts=words)
             elif time.monotonic() - self._said.get(stage, 0.0) >= QUIET_SECONDS or stage not in self._said:
                 self._said[stage] = time.monotonic()
-                self._errors.print(Text(f"{stage}: {done:,} of {total:,}  {words}"), soft_wrap=True)
+                self._errors.print(Text(f"{stage}: {done:,} of {total:,}  {words}".rstrip()), soft_wrap=True)
 
     def finish(self, stage: str, words: str) -> None:
         with self._lock:
@@ -68,13 +70,15 @@ class Console:
         out = Rich()
         arms = {"pretrained": result["metrics"], "from scratch": result["baseline"], "classical": result["classical"]}
         arms = {name: metrics for name, metrics in arms.items() if metrics}
-        table = Table(title=f"{result['experiment']}: test scores with intervals")
+        rows = max((one["n"] for one in result["metrics"].values()), default=0)
+        table = Table(title=f"{result['experiment']}: scores on {rows:,} test rows, with intervals", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         table.add_column("metric")
         for name in arms:
             table.add_column(name, justify="right")
         for metric in result["metrics"]:
-            table.add_row(metric, *(_estimate(metrics.get(metric)) for metrics in arms.values()))
+            table.add_row(_named(metric), *(_estimate(metric, metrics.get(metric)) for metrics in arms.values()))
         out.print(table)
+        out.print(Text("scores in percent; lower is better where ↓ stands", style="dim"))
         for line in result["conclusions"]:
             out.print(Text(f"• {line}"), soft_wrap=True)
         verdict, model = result["verdict"], result["model"]
@@ -114,12 +118,22 @@ def _fact(name: str, value: float) -> str:
     return f"{name} {value:.4g}"
 
 
-def _estimate(one: dict[str, Any] | None) -> str:
-    if one is None:
-        return ""
+def _named(metric: str) -> str:
+    words = metric.removeprefix("expected_").replace("_", " ")
+    return f"{words} ↓" if metric in LOWER_IS_BETTER else words
+
+
+def _estimate(metric: str, one: dict[str, Any] | None) -> str:
+    """A value with its interval, short enough for three of them in 80 columns."""
+    if one is None or one["value"] is None:
+        return "" if one is None else "undefined"
+
+    def short(value: float) -> str:
+        return f"{value:.3f}" if metric in LOWER_IS_BETTER else f"{100 * value:.1f}".replace("100.0", "100")
+
     if one["low"] is None or one["high"] is None:
-        return f"{one['value']:.4f}" if one["value"] is not None else "undefined"
-    return f"{one['value']:.4f} [{one['low']:.4f}, {one['high']:.4f}]"
+        return short(one["value"])
+    return f"{short(one['value'])} [{short(one['low'])}, {short(one['high'])}]"
 
 
 def _plain(value: Any) -> str:

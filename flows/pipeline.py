@@ -18,7 +18,7 @@ from tasks.split import split
 from tasks.stage import pipeline_run
 
 
-@flow(name="pretrain-finetune", persist_result=False)
+@flow(name="pretrain-finetune", flow_run_name="{recipe.name}-seed-{recipe.seed}", persist_result=False)
 def pipeline(recipe: Recipe, from_stage: str = "") -> dict[str, Any]:
     """Preprocess, pretrain, split, fine-tune, evaluate and register one model; gives what `warmstart run --json` prints.
 

@@ -1,16 +1,18 @@
 """Batch scoring of files, folders, Parquet and CSV into one Parquet file, in parts that survive an interruption.
 
-Each part is a file of at most PART rows in `OUTPUT.parts`, written whole or not at all; at the end the parts become OUTPUT by one
-rename. Memory holds one part at a time.
+Each part is a file of at most PART rows in the folder `OUTPUT.parts`, written whole or not at all; at the end the parts become OUTPUT
+by one rename. Memory holds one part at a time.
 """
 
 from __future__ import annotations
 
-import errno
+import fcntl
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -28,6 +30,7 @@ from ml.predictor import Predictor
 
 PART = 2048
 PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
+TABLES = frozenset({".parquet", ".pq"})
 COLUMNS = ("image", "path", "file", "filename")
 
 
@@ -61,7 +64,7 @@ def items(files: Sequence[Path], column: str = "") -> Iterator[Item]:
     """Yields what is to be scored, in the order of the files, a few rows in memory at a time."""
     for path in files:
         suffix = path.suffix.lower()
-        if suffix in (".parquet", ".pq"):
+        if suffix in TABLES:
             yield from _parquet_items(path, column)
         elif suffix == ".csv":
             yield from _csv_items(path, column)
@@ -69,52 +72,75 @@ def items(files: Sequence[Path], column: str = "") -> Iterator[Item]:
             yield Item(str(path), path.name, path)
 
 
-def identity(model: str, files: Sequence[Path], column: str) -> str:
-    """A digest of all that decides the result: an interrupted scoring goes on only where it is the same."""
-    listing = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    return hashlib.sha256(json.dumps([model, listing, column, PART]).encode()).hexdigest()
-
-
-def score(predictor: Predictor, model: str, inputs: Sequence[str], output: Path, batch_size: int, column: str = "") -> dict[str, Any]:
-    """Scores everything into `output`; gives counts. Columns: source, key, those of `Predictor.predict`."""
+def check_places(inputs: Sequence[str], output: Path) -> list[Path]:
+    """The files to score, as `find_inputs` gives them; InputError too where `output` cannot be what is written."""
     files = find_inputs(inputs)
-    if output.suffix != ".parquet":
+    if output.suffix != ".parquet" or output.is_dir():
         raise InputError(f"the output must be a .parquet file, found {str(output)!r}")
     if output.resolve() in {path.resolve() for path in files}:
         raise InputError(f"the output {output} is one of the inputs")
+    return files
+
+
+def identity(model: str, files: Sequence[Path], column: str, part: int) -> str:
+    """A digest of all that decides the result: an interrupted scoring goes on only where it is the same."""
+    listing = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.sha256(json.dumps([model, listing, column, part]).encode()).hexdigest()
+
+
+def score(
+    predictor: Predictor, model: str, inputs: Sequence[str], output: Path, batch_size: int, column: str = "", part_rows: int = PART
+) -> dict[str, Any]:
+    """Scores everything into `output`; gives counts. Columns: source, key, those of `Predictor.predict`."""
+    files = check_places(inputs, output)
     folder = output.with_name(output.name + ".parts")
+    total = _count(files)
     try:
-        done = _begin(folder, identity(model, files, column))
-        rows = sum(pq.read_metadata(part).num_rows for part in done)
-        total = _count(files)
-        remaining = islice(items(files, column), rows, None)
-        number = len(done)
-        while chunk := list(islice(remaining, PART)):
-            frame = predictor.predict([item.value for item in chunk], batch_size)
-            frame.insert(0, "source", [item.source for item in chunk])
-            frame.insert(1, "key", [item.key for item in chunk])
-            part = folder / f"part-{number:06d}.parquet"
-            _write(frame, part)
-            crash_point(f"predict.part:{number}")
-            number, rows = number + 1, rows + len(chunk)
-            progress.update("predict", rows, max(total, rows))
-        if rows == 0:
-            raise InputError(f"there is nothing to score in {', '.join(map(str, inputs[:3]))}")
-        failed = _merge(folder, output)
+        with _owned(folder):
+            done = _begin(folder, identity(model, files, column, part_rows))
+            rows = sum(pq.read_metadata(part).num_rows for part in done)
+            remaining = islice(items(files, column), rows, None)
+            number = len(done)
+            while chunk := list(islice(remaining, part_rows)):
+                frame = predictor.predict([item.value for item in chunk], batch_size)
+                frame.insert(0, "source", [item.source for item in chunk])
+                frame.insert(1, "key", [item.key for item in chunk])
+                _write(frame, folder / f"part-{number:06d}.parquet")
+                crash_point(f"predict.part:{number}")
+                number, rows = number + 1, rows + len(chunk)
+                progress.update("predict", rows, max(total, rows))
+            if rows == 0:
+                raise InputError(f"there is nothing to score in {', '.join(map(str, inputs[:3]))}")
+            failed = _merge(folder, output)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-            raise InputError(f"cannot write {output}: {error.strerror}. Put that right and run the same command again: it goes on where it was.") from None
-        raise
+        raise InputError(
+            f"cannot score into {output}: {error.strerror or error}{f' ({error.filename})' if error.filename else ''}. Put that right and run the "
+            "same command again: it goes on where it was."
+        ) from error
     return {"output": str(output), "rows": rows, "scored": rows - failed, "failed": failed, "resumed_parts": len(done)}
+
+
+@contextmanager
+def _owned(folder: Path) -> Iterator[None]:
+    """Makes the folder of parts and keeps other processes out of it; the lock ends with the process."""
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "lock").exists():
+        raise InputError(f"the folder {folder} is in the way: parts of an unfinished scoring would go there. Move it, or name another output.")
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"another process is scoring into {folder}. Wait for it, or name another output.") from None
+        yield
 
 
 def _begin(folder: Path, wanted: str) -> list[Path]:
     """The parts that an earlier, equal scoring left whole; a different one's are removed."""
-    note = folder / "identity.json"
-    if not note.is_file() or json.loads(note.read_text(encoding="utf-8") or "{}").get("identity") != wanted:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        write_atomically(note, json.dumps({"identity": wanted}))
+    note = folder / "identity"
+    if not note.is_file() or note.read_text(encoding="utf-8") != wanted:
+        for old in folder.glob("part-*.parquet"):
+            old.unlink()
+        write_atomically(note, wanted)
     for stray in folder.glob(".*"):
         stray.unlink()
     return sorted(folder.glob("part-*.parquet"))
@@ -125,6 +151,8 @@ def _write(frame: pd.DataFrame, path: Path) -> None:
     frame = frame.astype({"error": "string", "label": "string"})
     temporary = path.with_name("." + path.name)
     frame.to_parquet(temporary, index=False)
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
     temporary.replace(path)
 
 
@@ -144,7 +172,18 @@ def _merge(folder: Path, output: Path) -> int:
 
 def _count(files: Sequence[Path]) -> int:
     """Items to come, for the progress bar alone: a CSV's are known only when it is read."""
-    return sum(pq.read_metadata(path).num_rows if path.suffix.lower() in (".parquet", ".pq") else 1 for path in files)
+    return sum(_parquet_rows(path) if path.suffix.lower() in TABLES else 1 for path in files)
+
+
+def _parquet_rows(path: Path) -> int:
+    try:
+        return pq.read_metadata(path).num_rows
+    except pa.ArrowException as error:
+        raise _no_parquet(path, error) from None
+
+
+def _no_parquet(path: Path, error: Exception) -> InputError:
+    return InputError(f"{path} is not a whole Parquet file: {' '.join(str(error).split())[:160]}")
 
 
 def _parquet_items(path: Path, column: str) -> Iterator[Item]:
@@ -157,17 +196,20 @@ def _parquet_items(path: Path, column: str) -> Iterator[Item]:
                     yield Item(str(path), str(row), _value(value, path.parent))
                     row += 1
     except pa.ArrowException as error:
-        raise InputError(f"{path} is not a whole Parquet file: {' '.join(str(error).split())[:160]}") from None
+        raise _no_parquet(path, error) from None
 
 
 def _csv_items(path: Path, column: str) -> Iterator[Item]:
     try:
         row = 0
-        for chunk in pd.read_csv(path, dtype=str, keep_default_na=False, chunksize=4096):
-            name = _column(path, column, list(chunk.columns))
-            for value in chunk[name]:
-                yield Item(str(path), str(row), _value(value, path.parent))
-                row += 1
+        with pd.read_csv(path, dtype=str, keep_default_na=False, chunksize=4096) as chunks:
+            for chunk in chunks:
+                name = _column(path, column, list(chunk.columns))
+                for value in chunk[name]:
+                    yield Item(str(path), str(row), _value(value, path.parent))
+                    row += 1
+    except InputError:
+        raise
     except (ValueError, pd.errors.ParserError) as error:
         raise InputError(f"{path} cannot be read as CSV: {' '.join(str(error).split())[:160]}") from None
 
@@ -183,6 +225,6 @@ def _value(value: Any, folder: Path) -> Any:
     """Bytes as they are; text as a path beside the file that names it."""
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
-    if isinstance(value, str) and value and (folder / value).is_file():
+    if isinstance(value, str) and os.path.isfile(folder / value):  # noqa: PTH113 (Path.is_file fails on text too long for a path)
         return folder / value
     return value if value is not None else b""

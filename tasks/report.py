@@ -95,10 +95,20 @@ def _context(
         "quarantine": facts["reasons"],
         "stages": [stage.to_dict() for stage in stages],
         "pictures": [one for stage in stages for one in _pictures(stage)],
-        "notes": [f"The simple alternative was {classical.description}."] if classical else [],
+        "notes": _notes(classical, recipe),
         "recipe": yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
         "created": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
+
+
+def _notes(classical: ClassicalRef | None, recipe: Recipe) -> list[str]:
+    notes = [f"The simple alternative was {classical.description}."] if classical else []
+    if recipe.pretraining.enabled and recipe.pretraining.objective.chosen.labels:
+        notes.append(
+            "Pretraining used the labels of all rows outside the test, those that splitting leaves out or keeps for validation among "
+            "them: the gain over random weights is not one of few labels, and validation scores are optimistic."
+        )
+    return notes
 
 
 def _started(recipe: Recipe) -> str:
@@ -111,6 +121,6 @@ def _pictures(stage: StageSummary) -> list[dict[str, Any]]:
         return []
     folder = fetch(stage.run_id, "pictures")
     return [
-        {"title": f"{stage.name}: {path.stem.replace('_', ' ')}", "png": path.read_bytes(), "section": SECTIONS[stage.name]}
+        {"title": f"{stage.name}: {path.stem.lstrip('0123456789_').replace('_', ' ')}", "png": path.read_bytes(), "section": SECTIONS[stage.name]}
         for path in sorted(folder.glob("*.png"))
     ]

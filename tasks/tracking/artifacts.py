@@ -132,11 +132,13 @@ def _download(root: str, path: str) -> Path:
 
     cache = Path(os.environ.get("WARMSTART_HOME") or ".warmstart").resolve() / "downloads"
     cache.mkdir(parents=True, exist_ok=True)
-    kept = cache / hashlib.sha256(f"{database.mask(root)}\n{path}".encode()).hexdigest()[:32]
+    # Under its own name, which a folder that becomes part of a model keeps.
+    kept = cache / hashlib.sha256(f"{database.mask(root)}\n{path}".encode()).hexdigest()[:32] / (PurePosixPath(path).name or "artifacts")
     if not kept.exists():
         temporary = Path(tempfile.mkdtemp(dir=cache))
         try:
             got = Path(database.retry(download_artifacts, artifact_uri=f"{root.rstrip('/')}/{path}".rstrip("/"), dst_path=str(temporary)))
+            kept.parent.mkdir(exist_ok=True)
             got.rename(kept)
         except (MlflowException, OSError) as error:
             if not kept.exists():  # else another process was faster

@@ -111,6 +111,8 @@ def transient(error: Exception) -> bool:
     from requests import ConnectionError as NoConnection
     from requests import HTTPError, Timeout
 
+    if "404 Client Error" in str(error):  # a download of what is not there, which MLflow calls an internal error
+        return False
     if isinstance(error, MlflowException):
         return error.error_code in ("TEMPORARILY_UNAVAILABLE", "INTERNAL_ERROR", "REQUEST_LIMIT_EXCEEDED")
     if isinstance(error, HTTPError):

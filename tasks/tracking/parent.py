@@ -50,4 +50,6 @@ def describe(run: PipelineRun, params: Mapping[str, Any], metrics: Mapping[str, 
 def where_to_look() -> str:
     """The command or address that shows the runs."""
     uri = mask(database.prepare())
+    if uri == f"sqlite:///{Path('mlflow.db').resolve()}":
+        return "mlflow ui"  # which looks there by itself
     return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"

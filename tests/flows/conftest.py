@@ -26,7 +26,8 @@ import flow_processes
 from flows.session import QUIET
 
 ROOT = Path(__file__).resolve().parents[2]
-PRELOADED = ["flows.pipeline", "flows.predict", "flows.check", "flows.console", "mlflow.pyfunc", "mlflow.store.tracking.sqlalchemy_store", "sklearn.svm"]
+PRELOADED = ["flows.pipeline", "flows.predict", "flows.check", "flows.console", "mlflow.pyfunc", "mlflow.store.tracking.sqlalchemy_store"]
+PRELOADED += ["sklearn.svm", "accelerate", "torch._dynamo", "torch.onnx"]
 SERVER = """
 import os, sys
 from tasks.prefect_server import start
@@ -36,6 +37,11 @@ print(os.environ["PREFECT_API_URL"], os.environ["PREFECT_API_AUTH_STRING"], flus
 sys.stdin.read()
 handle.close()
 """
+
+
+def pytest_collection_modifyitems(items) -> None:
+    """The slowest test comes last."""
+    items.sort(key=lambda item: item.path.name == "test_eight_at_once.py")
 
 
 @dataclass(frozen=True)
@@ -125,14 +131,35 @@ def warmstart(start):
     return lambda folder, *arguments, **more: start(folder, *arguments, **more).wait()
 
 
+COMMAND = str(Path(sys.executable).parent / "warmstart")
+
+
 @pytest.fixture(scope="session")
 def installed(environment):
     """The same as a user's shell does it: the installed command, its libraries imported anew."""
 
     def run(folder, *arguments, **more) -> Done:
-        command = [sys.executable, "-m", "flows", *map(str, arguments)]
+        command = [COMMAND, *map(str, arguments)]
         done = subprocess.run(command, cwd=folder, env={**environment, **more}, capture_output=True, text=True, timeout=300, check=False)
         return Done(done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
+@pytest.fixture
+def eight(tmp_path):
+    """Starts the installed command eight times in one empty folder, with no server configured; gives how each ended."""
+
+    def run(*arguments) -> list[Done]:
+        environment = {**clean_environment(), "PREFECT_HOME": str(tmp_path / "prefect")}
+        command = [COMMAND, *map(str, arguments)]
+        (tmp_path / "work").mkdir()
+        processes = [
+            subprocess.Popen(command, cwd=tmp_path / "work", env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            for _ in range(8)
+        ]
+        ended = [process.communicate(timeout=500) for process in processes]
+        return [Done(process.returncode, *said) for process, said in zip(processes, ended, strict=True)]
 
     return run
 
@@ -162,6 +189,12 @@ def write_recipe(path: Path, data: Path, **changes) -> Path:
     }
     path.write_text(yaml.safe_dump({**content, **changes}, sort_keys=False))
     return path
+
+
+@pytest.fixture(scope="session")
+def drawn():
+    """Draws pictures in a folder: `drawn(folder, classes, each, side, seed)`."""
+    return draw
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,61 @@
+"""`warmstart predict`: what the registered model says of files, folders, Parquet and CSV."""
+
+import signal
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from mlflow import MlflowClient
+
+from ml.predictor import Predictor
+
+
+@pytest.fixture(scope="module")
+def predictor(finished) -> Predictor:
+    run = MlflowClient(f"sqlite:///{finished.folder / 'mlflow.db'}").get_run(finished.stages()["finetune"])
+    return Predictor.load(Path(run.info.artifact_uri.removeprefix("file://")) / "model")
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory, drawn) -> tuple[Path, list[bytes]]:
+    """A folder with pictures, a bad one, a Parquet and a CSV file; and the good pictures in the order in which they are listed."""
+    root = tmp_path_factory.mktemp("inputs")
+    drawn(root / "folder", each=2, seed=9)
+    good = [path.read_bytes() for path in sorted((root / "folder").rglob("*.png"))]
+    (root / "folder" / "class1" / "zzz.png").write_bytes(b"no picture")
+    pd.DataFrame({"image": [good[0], b"x", good[1]]}).to_parquet(root / "rows.parquet")
+    pd.DataFrame({"path": ["folder/class0/000.png", "folder/none.png"]}).to_csv(root / "rows.csv", index=False)
+    return root, good
+
+
+def test_all_kinds_of_input_score_as_the_training_code_does(finished, warmstart, inputs, predictor, tmp_path):
+    root, good = inputs
+    output = tmp_path / "new" / "scores.parquet"
+    given = [root / "folder", root / "rows.parquet", root / "rows.csv", root / "folder" / "class2" / "001.png"]
+    done = warmstart(finished.folder, "predict", "models:/tiny@champion", *given, "--output", output, "--batch-size", 2)
+    assert done.code == 0, done.err
+    assert "10 of 13 items scored, 3 with a reason" in done.out and str(output) in done.out
+    frame = pd.read_parquet(output)
+    assert frame["error"].notna().tolist() == [False] * 4 + [True] + [False] * 3 + [True] + [False] * 2 + [True] + [False] or frame["error"].notna().sum() == 3
+    scored = frame[frame["error"].isna()]
+    expected = predictor.predict([*good, good[0], good[1], good[0], good[-1]])
+    columns = [name for name in expected if name.startswith("p_")]
+    np.testing.assert_allclose(scored[columns], expected[columns], atol=1e-5)
+    assert scored["label"].tolist() == expected["label"].tolist()
+    assert (scored["label"][:6] == ["class0", "class0", "class1", "class1", "class2", "class2"]).mean() > 0.5
+
+
+def test_killed_it_goes_on(finished, start, warmstart, inputs, tmp_path):
+    arguments = ["predict", "models:/tiny/1", inputs[0] / "folder", "--output", tmp_path / "scores.parquet"]
+    assert start(finished.folder, *arguments, crash="predict.part:0").wait().code == -signal.SIGKILL
+    part = tmp_path / "scores.parquet.parts" / "part-000000.parquet"
+    kept = part.stat().st_mtime_ns, part.read_bytes()
+    assert not (tmp_path / "scores.parquet").exists() and kept
+    assert warmstart(finished.folder, *arguments).code == 0
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "scores.parquet"), _frame(kept[1], tmp_path))
+
+
+def _frame(data: bytes, folder: Path) -> pd.DataFrame:
+    (folder / "kept.parquet").write_bytes(data)
+    return pd.read_parquet(folder / "kept.parquet")
