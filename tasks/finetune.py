@@ -52,19 +52,19 @@ def _finetune(name: str, dataset: DatasetRef, backbone: BackboneRef | None, spli
         model = Model.build(recipe.backbone, recipe.finetuning.head, store.spec)
         if backbone is not None:
             load_weights(model.backbone, fetch(backbone.stage.run_id, "backbone"), recipe.backbone)
-        temperature = _train(name, model, store, rows, recipe, stage)
+        temperature, seconds = _train(name, model, store, rows, recipe, stage)
         folder = stage.workdir / "model"
         save_model(model.cpu(), folder, recipe.backbone, recipe.finetuning.head, store.spec, temperature)
         for file in sorted(folder.iterdir()):
             stage.log_artifact(file, "model")
-        return {"digest": f"{sha256(folder / 'model.safetensors')[:32]}{sha256(folder / 'model.json')[:32]}"}
+        return {"digest": f"{sha256(folder / 'model.safetensors')[:32]}{sha256(folder / 'model.json')[:32]}", "seconds": seconds}
 
     summary, output = run.stage(name, body, options=options, inputs=inputs, modules=modules)
-    return ModelRef(summary, output["digest"])
+    return ModelRef(summary, output["digest"], output["seconds"])
 
 
-def _train(name: str, model: Model, store: Store, rows: Split, recipe: Recipe, stage: StageRun) -> float:
-    """Trains in place and gives the temperature that calibrates the result on the validation rows."""
+def _train(name: str, model: Model, store: Store, rows: Split, recipe: Recipe, stage: StageRun) -> tuple[float, float]:
+    """Trains in place; gives the temperature that calibrates the result on the validation rows, and the seconds that training took."""
     part, device, modality = recipe.finetuning, device_of(recipe.compute), recipe.data.modality.make()
     settings, method = part.fit, part.method.make()
     preset, fields = augmentation(recipe, part)
@@ -102,7 +102,7 @@ def _train(name: str, model: Model, store: Store, rows: Split, recipe: Recipe, s
     logits_NK = logits(model, store, modality, rows.validation, device)
     temperature = fit_temperature(logits_NK.numpy(), store.labels[rows.validation])
     stage.log_metrics({"temperature": temperature})
-    return temperature
+    return temperature, fitted.seconds
 
 
 def logits(model: Model, store: Store, modality, rows: np.ndarray, device: torch.device) -> torch.Tensor:

@@ -50,18 +50,18 @@ def pretrain(dataset: DatasetRef, recipe: Recipe, run: Run) -> BackboneRef:
         backbone = recipe.backbone.make(store.spec)
         if start is not None:
             stage.log_json(load_weights(backbone, start, recipe.backbone), "weights.json")
-        if recipe.pretraining.enabled:
-            _train(backbone, store, recipe, stage, device)
+        seconds = _train(backbone, store, recipe, stage, device) if recipe.pretraining.enabled else 0.0
         save_backbone(backbone.cpu(), stage.workdir / "backbone", recipe.backbone, store.spec)
         stage.log_artifact(stage.workdir / "backbone" / "backbone.safetensors", "backbone")
         stage.log_artifact(stage.workdir / "backbone" / "backbone.json", "backbone")
-        return {"digest": sha256(stage.workdir / "backbone" / "backbone.safetensors")}
+        return {"digest": sha256(stage.workdir / "backbone" / "backbone.safetensors"), "seconds": seconds}
 
     summary, output = run.stage("pretrain", body, options=options, inputs=inputs, modules=modules)
-    return BackboneRef(summary, output["digest"], SEEN if recipe.pretraining.enabled else ())
+    return BackboneRef(summary, output["digest"], SEEN if recipe.pretraining.enabled else (), output["seconds"])
 
 
-def _train(backbone: nn.Module, store: Store, recipe: Recipe, stage: StageRun, device: torch.device) -> None:
+def _train(backbone: nn.Module, store: Store, recipe: Recipe, stage: StageRun, device: torch.device) -> float:
+    """Trains in place; gives the seconds that it took."""
     settings, modality = recipe.pretraining.fit, recipe.data.modality.make()
     objective = recipe.pretraining.objective.make(backbone, store.spec)
     rows = rows_of(store, *SEEN)
@@ -91,6 +91,7 @@ def _train(backbone: nn.Module, store: Store, recipe: Recipe, stage: StageRun, d
             pictures = objective.eval().pictures(feed.batch(rows[:16], 0, 0))
         for name, grid_CHW in pictures.items():
             stage.log_figure(picture(grid_CHW.cpu().numpy()), f"pictures/{name}.png")
+    return fitted.seconds
 
 
 def _start(weights: str) -> str | Path | None:

@@ -37,6 +37,8 @@ class BackboneRef:
     digest: str
     seen: tuple[str, ...]
     """Parts of the data set that were trained on."""
+    seconds: float
+    """What its training took when it was done."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,8 @@ class ModelRef:
 
     stage: StageSummary
     digest: str
+    seconds: float
+    """What its training took when it was done."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from ml.recipe import Recipe
-from ml.report import render
+from ml.report import duration, render
 from tasks.evaluate import read_evaluation
 from tasks.references import BackboneRef, ClassicalRef, DatasetRef, ModelRef, RegisteredModel, ReportRef, SplitsRef, StageSummary
 from tasks.stage import TASK, Run, flat
@@ -47,7 +47,7 @@ def report(
         "baseline": evaluation.baseline,
         "classical": evaluation.classical,
         "differences": content["differences"],
-        "conclusions": content["words"],
+        "conclusions": [*content["words"], _cost(backbone, model)],
         "model": {"name": registered.name, "version": registered.version, "uri": registered.uri, "aliases": list(registered.aliases)},
         "verdict": {"passed": registered.passed, "reasons": list(registered.reasons)},
         "look": parent.where_to_look(),
@@ -109,6 +109,11 @@ def _notes(classical: ClassicalRef | None, recipe: Recipe) -> list[str]:
             "them: the gain over random weights is not one of few labels, and validation scores are optimistic."
         )
     return notes
+
+
+def _cost(backbone: BackboneRef, model: ModelRef) -> str:
+    fine_tuning = f"fine-tuning took {duration(model.seconds)}"
+    return f"Pretraining took {duration(backbone.seconds)}, {fine_tuning}." if backbone.seconds else f"{fine_tuning.capitalize()}."
 
 
 def _started(recipe: Recipe) -> str:
