@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import platform
+import resource
 import shutil
 import socket
 import sqlite3
@@ -30,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = str(ROOT / "conf" / "image" / "digits.yaml")
@@ -47,8 +49,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="JSON file for all measurements")
     given = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(given.threads)
-    overrides = [f"compute.threads={given.threads}", f"pretraining.fit.samples={round(60_000 * given.scale)}"]
-    overrides += [f"finetuning.fit.epochs={max(1, round(60 * given.scale))}"]
+    overrides = [f"compute.threads={given.threads}", *shortened(given.scale)]
     with tempfile.TemporaryDirectory(prefix="overhead-") as temporary:
         scratch = Path(temporary)
         (scratch / "ready").mkdir()
@@ -76,13 +77,20 @@ def main() -> None:
     print(table(result))
 
 
+def shortened(scale: float) -> list[str]:
+    """Overrides that make both trainings `scale` times as long as the recipe's."""
+    recipe = yaml.safe_load(Path(RECIPE).read_text(encoding="utf-8"))
+    samples, epochs = recipe["pretraining"]["fit"]["samples"], recipe["finetuning"]["fit"]["epochs"]
+    return [f"pretraining.fit.samples={max(1, round(samples * scale))}", f"finetuning.fit.epochs={max(1, round(epochs * scale))}"]
+
+
 def pipeline(scratch: Path, name: str, overrides: list[str]) -> dict[str, Any]:
-    """One `warmstart run` in a new folder: wall seconds of the process, and of each stage what it took and what it gave."""
+    """One `warmstart run` in a new folder: seconds of the process, and of each stage what it took and what it gave."""
     folder = scratch / name
     folder.mkdir()
     shutil.copy(scratch / "ready" / "mlflow.db", folder / "mlflow.db")
     command = [sys.executable, "-c", "from flows.cli import main; main()", "run", RECIPE, *overrides, "--json"]
-    wall, output = run(command, folder)
+    taken, output = run(command, folder)
     result = json.loads(output)
     stages = {stage["name"]: {"seconds": stage["seconds"]} for stage in result["stages"]}
     if any(stage["cached"] for stage in result["stages"]):
@@ -91,7 +99,7 @@ def pipeline(scratch: Path, name: str, overrides: list[str]) -> dict[str, Any]:
         for stage in result["stages"]:
             if stage["name"] in TRAINED:
                 stages[stage["name"]] |= _recorded(records, folder, stage["run_id"])
-    return {"wall": wall, "stages": stages}
+    return {**taken, "stages": stages}
 
 
 def _recorded(records: sqlite3.Connection, folder: Path, run_id: str) -> dict[str, Any]:
@@ -104,18 +112,19 @@ def _recorded(records: sqlite3.Connection, folder: Path, run_id: str) -> dict[st
 
 
 def bare(store: str, overrides: list[str]) -> dict[str, Any]:
-    """One run of the bare loop: wall seconds of the process, and what each training took and gave."""
-    wall, output = run([sys.executable, "-m", "benchmarks.bare", store, RECIPE, *overrides], ROOT)
-    return {"wall": wall, "stages": json.loads(output)}
+    """One run of the bare loop: seconds of the process, and what each training took and gave."""
+    taken, output = run([sys.executable, "-m", "benchmarks.bare", store, RECIPE, *overrides], ROOT)
+    return {**taken, "stages": json.loads(output)}
 
 
-def run(command: list[str], folder: Path) -> tuple[float, str]:
-    """Seconds and standard output of a fresh process, whose own errors end this one."""
+def run(command: list[str], folder: Path) -> tuple[dict[str, float], str]:
+    """Wall and CPU seconds and standard output of a fresh process, whose own errors end this one."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "WARMSTART_HOME": str(folder / ".warmstart")}
     environment.pop("MLFLOW_TRACKING_URI", None)
-    began = time.perf_counter()
+    began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    taken = time.perf_counter() - began
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    taken = {"wall": time.perf_counter() - began, "cpu": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime}
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-3000:]}")
     return taken, done.stdout
@@ -165,6 +174,7 @@ def figures(pairs: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
         "bare loop, s": [trained(one) for one in bares],
         "whole command − bare script, s": [pair["A"]["wall"] - pair["B"]["wall"] for pair in pairs],
         "whole command − its training stages, s": [pair["A"]["wall"] - trained(pair["A"]) for pair in pairs],
+        "whole command − bare script, CPU s": [pair["A"]["cpu"] - pair["B"]["cpu"] for pair in pairs],
         "whole command, s": [pair["A"]["wall"] for pair in pairs],
         "bare script, s": [one["wall"] for one in bares],
         "control: bare / bare": [trained(one) / trained(other) for one, other in zip(bares[:-1:2], bares[1::2], strict=False)],

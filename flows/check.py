@@ -35,7 +35,12 @@ def check(recipe: Recipe) -> dict[str, Any]:
         store = preprocess(source, recipe.data.modality.make(), recipe.data, Path(folder) / "work", Path(folder) / "stores")
         facts = summary(store)
         parts = split(store.table, store.spec.classes, recipe.splitting, recipe.seed)
-        rows = {"pretraining": len(rows_of(store, *SEEN)), "training": len(parts.train), "validation": len(parts.validation), "test": len(parts.test)}
+        rows = {
+            "pretraining": len(rows_of(store, *SEEN)),
+            "training": len(parts.train),
+            "validation": len(parts.validation),
+            "test": len(parts.test),
+        }
         expected = _expected(recipe, store, parts.train, rows)
     data = {
         "rows": rows,
@@ -66,17 +71,23 @@ def _warnings(facts: dict[str, Any], rows: dict[str, int], recipe: Recipe) -> li
     if facts["quarantined"]:
         found.append(f"{facts['quarantined']} items cannot be used and are left out")
     if facts["conflicts"]["pictures"]:
-        found.append(f"{facts['conflicts']['pictures']} pictures stand there with two labels and are left out: {facts['conflicts']['examples'][:3]}")
+        found.append(
+            f"{facts['conflicts']['pictures']} pictures stand there with two labels and are left out: {facts['conflicts']['examples'][:3]}"
+        )
     if sum(facts["leakage"].values()):
         found.append(f"{sum(facts['leakage'].values())} copies of test rows were found outside the test and are left out")
     if facts["imbalance"] > IMBALANCE:
-        found.append(f"the largest class is {facts['imbalance']:.0f} times the smallest: consider finetuning.balance=weights and the metric balanced_accuracy")
+        found.append(
+            f"the largest class is {facts['imbalance']:.0f} times the smallest: consider finetuning.balance=weights and the metric balanced_accuracy"
+        )
     if rows["test"] < 100:
         found.append(f"only {rows['test']} test rows: intervals will be wide")
     if facts["untested_classes"]:
         found.append(f"no test row for {', '.join(facts['untested_classes'][:5])}")
     if recipe.pretraining.enabled and rows["pretraining"] < 5 * rows["training"]:
-        found.append("there is little raw data beside the labels: pretraining gains most where there is much; weights that are published may serve better")
+        found.append(
+            "there is little raw data beside the labels: pretraining gains most where there is much; weights that are published may serve better"
+        )
     return found
 
 
@@ -100,7 +111,15 @@ def _expected(recipe: Recipe, store: Store, train: np.ndarray, rows: dict[str, i
     }
 
 
-def _seconds(module: torch.nn.Module, recipe: Recipe, part: Pretraining | Finetuning, store: Store, rows: np.ndarray, device: torch.device, views: int = 1) -> float:
+def _seconds(
+    module: torch.nn.Module,
+    recipe: Recipe,
+    part: Pretraining | Finetuning,
+    store: Store,
+    rows: np.ndarray,
+    device: torch.device,
+    views: int = 1,
+) -> float:
     modality = recipe.data.modality.make()
     preset, fields = augmentation(recipe, part)
     augment = modality.presets[preset](store.spec).model_copy(update=fields)

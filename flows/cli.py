@@ -15,7 +15,9 @@ import typer
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="Pretrain once, fine-tune many: train, evaluate, register and serve models with Prefect and MLflow.")  # fmt: skip
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, such as conf/image/digits.yaml.")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to it, such as seed=1 or pretraining.fit.epochs=5.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to it, such as seed=1 or pretraining.fit.epochs=5.")
+]
 
 
 @app.command()
@@ -131,11 +133,12 @@ def _standard_output(reserved: bool) -> Iterator[object]:
 
 def main() -> None:
     """Runs the command. Exit codes: 0 done, 2 bad input or recipe, 130 interrupted, 1 anything else."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # a terminal that lacks a character is no reason to fail
     try:
         code = app(standalone_mode=False)
-    except KeyboardInterrupt as error:
-        print(f"interrupted{f': {error}' if str(error) else ''}", file=sys.stderr)
-        code = 130
+        if code == 130:  # what typer makes of Ctrl-C
+            print("interrupted", file=sys.stderr)
     except Exception as error:
         from flows.errors import explain
 

@@ -71,7 +71,9 @@ class Console:
         arms = {"pretrained": result["metrics"], "from scratch": result["baseline"], "classical": result["classical"]}
         arms = {name: metrics for name, metrics in arms.items() if metrics}
         rows = max((one["n"] for one in result["metrics"].values()), default=0)
-        table = Table(title=f"{result['experiment']}: scores on {rows:,} test rows, with intervals", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        table = Table(
+            title=f"{result['experiment']}: scores on {rows:,} test rows, with intervals", box=SIMPLE_HEAD, show_edge=False, padding=0
+        )
         table.add_column("metric")
         for name in arms:
             table.add_column(name, justify="right")
@@ -82,7 +84,9 @@ class Console:
         for line in result["conclusions"]:
             out.print(Text(f"• {line}"), soft_wrap=True)
         verdict, model = result["verdict"], result["model"]
-        out.print(Text("gate: passed" if verdict["passed"] else "gate: not passed", style="bold green" if verdict["passed"] else "bold red"))
+        out.print(
+            Text("gate: passed" if verdict["passed"] else "gate: not passed", style="bold green" if verdict["passed"] else "bold red")
+        )
         for reason in verdict["reasons"]:
             out.print(Text(f"  {reason}"), soft_wrap=True)
         aliases = f" ({', '.join(model['aliases'])})" if model["aliases"] else ""
@@ -93,7 +97,9 @@ class Console:
     def show_prediction(self, summary: dict[str, Any]) -> None:
         """How many items were scored, and where the result lies."""
         out = Rich()
-        out.print(Text(f"{summary['scored']:,} of {summary['rows']:,} items scored, {summary['failed']:,} with a reason in the column `error`"))
+        out.print(
+            Text(f"{summary['scored']:,} of {summary['rows']:,} items scored, {summary['failed']:,} with a reason in the column `error`")
+        )
         out.print(Text(f"{summary['output']}"), soft_wrap=True)
 
     def show_check(self, found: dict[str, Any]) -> None:
@@ -119,14 +125,16 @@ def _fact(name: str, value: float) -> str:
 
 
 def _named(metric: str) -> str:
-    words = metric.removeprefix("expected_").replace("_", " ")
+    words = metric.removeprefix("expected_").replace("_", " ").replace("calibration error", "calibration")
     return f"{words} ↓" if metric in LOWER_IS_BETTER else words
 
 
 def _estimate(metric: str, one: dict[str, Any] | None) -> str:
     """A value with its interval, short enough for three of them in 80 columns."""
-    if one is None or one["value"] is None:
-        return "" if one is None else "undefined"
+    if one is None:
+        return ""
+    if one["value"] is None:
+        return "undefined"
 
     def short(value: float) -> str:
         return f"{value:.3f}" if metric in LOWER_IS_BETTER else f"{100 * value:.1f}".replace("100.0", "100")
@@ -141,4 +149,10 @@ def _plain(value: Any) -> str:
         return ", ".join(f"{name} {_plain(one)}" for name, one in value.items())
     if isinstance(value, list | tuple):
         return ", ".join(map(_plain, value))
-    return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    return (
+        f"{value:,.4g}"
+        if isinstance(value, float)
+        else f"{value:,}"
+        if isinstance(value, int) and not isinstance(value, bool)
+        else str(value)
+    )

@@ -8,8 +8,15 @@ import traceback
 PLACE = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up", errno.EROFS: "the file system is read-only", errno.EACCES: "writing is not permitted"}  # fmt: skip
 
 
+class Stopped(Exception):
+    """The user or the system ended the run."""
+
+
 def explain(error: BaseException) -> tuple[str, int]:
-    """The message and the exit code: 2 for what the user can put right, 1 with the traceback for anything else."""
+    """The message and the exit code: 2 for what the user can put right, 130 for a stop, 1 with the traceback for anything else."""
+    if isinstance(error, Stopped):
+        words = str(error) or "finished stages are kept, the same command goes on from there"
+        return f"interrupted: {words}", 130
     from ml.contracts import InputError
 
     if hasattr(error, "format_message"):  # a usage error of typer's own click
@@ -21,10 +28,19 @@ def explain(error: BaseException) -> tuple[str, int]:
     for one in chain:
         words = str(one).lower()
         if isinstance(one, OSError) and one.errno in PLACE:
-            return f"error: {PLACE[one.errno]}{f' at {one.filename}' if one.filename else ''}. Put that right and run the same command again: finished work is kept.", 2
+            return (
+                f"error: {PLACE[one.errno]}{f' at {one.filename}' if one.filename else ''}. Put that right and run the same command again: finished work is kept.",
+                2,
+            )
         if "database or disk is full" in words or "readonly database" in words or "disk i/o error" in words:
-            return f"error: the tracking database cannot be written ({words.splitlines()[0][:200]}). Put that right and run the same command again: finished work is kept.", 2
-    return "".join(traceback.format_exception(error)) + "error: an unexpected failure; finished stages are kept, the same command goes on from there", 1
+            reason = str(one).splitlines()[0].rpartition(") ")[2][:200]
+            return (
+                f"error: MLflow's tracking database cannot be written: {reason}. Put that right and run the same command again: finished work is kept.",
+                2,
+            )
+    return "".join(
+        traceback.format_exception(error)
+    ) + "error: an unexpected failure; finished stages are kept, the same command goes on from there", 1
 
 
 def _chain(error: BaseException | None):

@@ -19,7 +19,7 @@ class Interruption:
 
     def _handle(self, number: int, frame: object) -> None:
         if self.requested:
-            raise Interrupted(signal.Signals(number).name)
+            raise Interrupted("stopped at once; the same command goes on from the last checkpoint")
         self.requested = True
 
 

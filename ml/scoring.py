@@ -49,7 +49,9 @@ def find_inputs(inputs: Sequence[str]) -> list[Path]:
     for given in inputs:
         path = Path(given)
         if path.is_dir():
-            inside = sorted(one for one in path.rglob("*") if one.suffix.lower() in PICTURES and one.is_file() and not one.name.startswith("."))
+            inside = sorted(
+                one for one in path.rglob("*") if one.suffix.lower() in PICTURES and one.is_file() and not one.name.startswith(".")
+            )
             if not inside:
                 raise InputError(f"the folder {given} holds no picture ({', '.join(sorted(PICTURES))})")
             found += inside
@@ -124,7 +126,9 @@ def score(
 def _owned(folder: Path) -> Iterator[None]:
     """Makes the folder of parts and keeps other processes out of it; the lock ends with the process."""
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "lock").exists():
-        raise InputError(f"the folder {folder} is in the way: parts of an unfinished scoring would go there. Move it, or name another output.")
+        raise InputError(
+            f"the folder {folder} is in the way: parts of an unfinished scoring would go there. Move it, or name another output."
+        )
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("a") as lock:
         try:

@@ -159,7 +159,11 @@ def _positions(given_1TD: Tensor, wanted: int) -> Tensor | None:
 
 
 def _mismatch(where: str, chosen: Choice, wrong: list[str], tensors: Mapping[str, Tensor]) -> str:
-    lines = wrong[:LISTED] + ([f"and {len(wrong) - LISTED} more"] if len(wrong) > LISTED else [])
+    kinds: dict[str, list[str]] = {}
+    for line in wrong:
+        kinds.setdefault(line.split()[0] if line.startswith(("missing ", "unexpected ")) else "", []).append(line)
+    lines = [line for kind in kinds.values() for line in kind[: LISTED // len(kinds)]]
+    lines += [f"and {len(wrong) - len(lines)} more"] if len(wrong) > len(lines) else []
     hint = ""
     if "stem" in type(chosen.parsed()).model_fields and any(line.startswith("conv1.weight is") for line in wrong) and len(wrong) == 1:
         kernel = tensors["conv1.weight"].shape[-1]

@@ -94,8 +94,8 @@ def _context(
         },
         "quarantine": facts["reasons"],
         "stages": [stage.to_dict() for stage in stages],
-        "pictures": [one for stage in stages for one in _pictures(stage)],
-        "notes": _notes(classical, recipe),
+        "pictures": [one for stage in stages if stage.name != "pretrain" or recipe.pretraining.enabled for one in _pictures(stage)],
+        "notes": [summary["conclusions"][-1], *_notes(classical, recipe)],
         "recipe": yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
         "created": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }

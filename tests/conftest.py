@@ -1,10 +1,50 @@
-"""What all tests share: real data where it is at hand."""
+"""What all tests share: real data where it is at hand; and the command in processes of its own, on tiny pictures.
 
+All commands of a session use one Prefect server, and those that look at a finished run look at one.
+Importing what a command needs takes seconds. So its processes are forked from one that has done that, where a test does not ask
+for the installed command itself.
+"""
+
+import json
+import multiprocessing
+import multiprocessing.forkserver
+import os
+import signal
+import subprocess
+import sys
+import uuid
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
+import yaml
+from PIL import Image
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+sys.path.insert(0, str(Path(__file__).parent))  # the processes import flow_processes by its name
+
+import flow_processes
+
+from flows.session import QUIET
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared" / "data"
+PRELOADED = ["flows.pipeline", "flows.predict", "flows.check", "flows.console", "mlflow.pyfunc", "mlflow.store.tracking.sqlalchemy_store"]
+PRELOADED += ["sklearn.svm", "accelerate", "torch._dynamo", "torch.onnx"]
+SERVER = """
+import os, sys
+from tasks.prefect_server import start
+handle = start()
+handle.wait()
+print(os.environ["PREFECT_API_URL"], os.environ["PREFECT_API_AUTH_STRING"], flush=True)
+sys.stdin.read()
+handle.close()
+"""
+
+
+def pytest_collection_modifyitems(items) -> None:
+    """The slowest test comes last."""
+    items.sort(key=lambda item: item.path.name == "test_eight_at_once.py")
 
 
 @pytest.fixture(scope="session")
@@ -13,3 +53,191 @@ def shared_data() -> Path:
     if not SHARED.is_dir():
         pytest.skip("needs ../shared/data, which this machine does not have")
     return SHARED
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def result(self) -> dict:
+        """What it printed, which must be one JSON object, as `run --json` does."""
+        assert self.code == 0, self.err
+        return json.loads(self.out, parse_constant=lambda word: pytest.fail(f"{word} in JSON"))
+
+
+class Running:
+    """A command that runs in a process of its own, or has ended."""
+
+    def __init__(self, process, output: Path, errors: Path):
+        self.process, self._output, self._errors = process, output, errors
+
+    @property
+    def err(self) -> str:
+        return self._errors.read_text() if self._errors.exists() else ""
+
+    def signal(self, number: signal.Signals) -> None:
+        os.kill(self.process.pid, number)
+
+    def wait(self, seconds: float = 240) -> Done:
+        self.process.join(seconds)
+        if self.process.exitcode is None:
+            self.process.kill()
+            pytest.fail(f"the command did not end in {seconds} s; it said:\n{self.err}")
+        return Done(self.process.exitcode, self._output.read_text() if self._output.exists() else "", self.err)
+
+
+def clean_environment() -> dict[str, str]:
+    """This process's environment without what configures servers, and with one thread for each computation."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_", "WARMSTART_"))}
+    return {**kept, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "", "COLUMNS": "80"}
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory) -> dict[str, str]:
+    """What commands of these tests are run with: a Prefect server that answers, MLflow in the working folder."""
+    plain = {**clean_environment(), "PREFECT_HOME": str(tmp_path_factory.mktemp("prefect"))}
+    server = subprocess.Popen([sys.executable, "-c", SERVER], env=plain, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    try:
+        url, auth = server.stdout.readline().split()
+        yield {**plain, **QUIET, "PREFECT_API_URL": url, "PREFECT_API_AUTH_STRING": auth}
+    finally:
+        server.communicate()
+
+
+@pytest.fixture(scope="session")
+def start(environment, tmp_path_factory):
+    """Starts `warmstart ARGUMENTS` in a folder, to be killed at the point `crash` where that is given; gives a Running."""
+    outputs = tmp_path_factory.mktemp("outputs")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    started = []
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():  # Prefect reads its settings when it is imported
+            patch.setenv(name, value)
+        multiprocessing.forkserver.ensure_running()
+
+    def start(folder, *arguments, crash="", **more) -> Running:
+        given = {**environment, **more} | ({"WARMSTART_TESTING": "1", "WARMSTART_CRASH_AT": crash} if crash else {})
+        output, errors = (outputs / f"{uuid.uuid4().hex}.{kind}" for kind in ("out", "err"))
+        process = context.Process(
+            target=flow_processes.enter, args=([str(one) for one in arguments], str(folder), given, str(output), str(errors))
+        )
+        process.start()
+        started.append(process)
+        return Running(process, output, errors)
+
+    yield start
+    for process in started:
+        if process.is_alive():
+            process.kill()
+            process.join()
+
+
+@pytest.fixture(scope="session")
+def warmstart(start):
+    """Runs `warmstart ARGUMENTS` in a folder to its end; gives a Done."""
+    return lambda folder, *arguments, **more: start(folder, *arguments, **more).wait()
+
+
+COMMAND = str(Path(sys.executable).parent / "warmstart")
+
+
+@pytest.fixture(scope="session")
+def installed(environment):
+    """The same as a user's shell does it: the installed command, its libraries imported anew."""
+
+    def run(folder, *arguments, **more) -> Done:
+        command = [COMMAND, *map(str, arguments)]
+        done = subprocess.run(command, cwd=folder, env={**environment, **more}, capture_output=True, text=True, timeout=300, check=False)
+        return Done(done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
+@pytest.fixture
+def eight(tmp_path):
+    """Starts the installed command eight times in one empty folder, with no server configured; gives how each ended."""
+
+    def run(*arguments) -> list[Done]:
+        environment = {**clean_environment(), "PREFECT_HOME": str(tmp_path / "prefect")}
+        command = [COMMAND, *map(str, arguments)]
+        (tmp_path / "work").mkdir()
+        processes = [
+            subprocess.Popen(command, cwd=tmp_path / "work", env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            for _ in range(8)
+        ]
+        ended = [process.communicate(timeout=500) for process in processes]
+        return [Done(process.returncode, *said) for process, said in zip(processes, ended, strict=True)]
+
+    return run
+
+
+def draw(folder: Path, classes: int = 3, each: int = 40, side: int = 16, seed: int = 0) -> Path:
+    """Noise in `folder`/class*/, of a colour that tells the class."""
+    random = np.random.default_rng(seed)
+    for k in range(classes):
+        (folder / f"class{k}").mkdir(parents=True, exist_ok=True)
+        for number in range(each):
+            pixels = random.integers(0, 128, (side, side, 3))
+            pixels[..., k % 3] += random.integers(60, 110)
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / f"class{k}" / f"{number:03d}.png")
+    return folder
+
+
+def write_recipe(path: Path, data: Path, **changes) -> Path:
+    """A recipe that trains for seconds."""
+    content = {
+        "name": "tiny",
+        "data": {"source": {"name": "image-folder", "options": {"path": str(data)}}, "workers": 1},
+        "backbone": {"name": "small-cnn", "options": {"width": 0.25}},
+        "pretraining": {"objective": "denoising", "fit": {"epochs": 3, "batch_size": 32}},
+        "finetuning": {"fit": {"epochs": 8, "batch_size": 32, "learning_rate": 0.01}},
+        "evaluation": {"bootstrap": 100, "mistakes": 4},
+        "compute": {"threads": 1},
+    }
+    path.write_text(yaml.safe_dump({**content, **changes}, sort_keys=False))
+    return path
+
+
+@pytest.fixture(scope="session")
+def drawn():
+    """Draws pictures in a folder: `drawn(folder, classes, each, side, seed)`."""
+    return draw
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory) -> Path:
+    """Three classes that differ in colour, 40 pictures of 16 pixels each."""
+    return draw(tmp_path_factory.mktemp("pictures"))
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory, pictures) -> Path:
+    """The path of a recipe on `pictures`."""
+    return write_recipe(tmp_path_factory.mktemp("recipes") / "tiny.yaml", pictures)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A folder in which the recipe `tiny` was run once, and what that printed. Tests look at it, or run further in it."""
+
+    folder: Path
+    done: Done
+
+    @property
+    def result(self) -> dict:
+        return self.done.result
+
+    def stages(self) -> dict[str, str]:
+        return {stage["name"]: stage["run_id"] for stage in self.result["stages"]}
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, warmstart, tiny) -> Finished:
+    folder = tmp_path_factory.mktemp("finished")
+    return Finished(folder, warmstart(folder, "run", tiny, "--json"))

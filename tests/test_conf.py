@@ -26,7 +26,9 @@ TINY = [
 
 def header(path: Path) -> str:
     lines = path.read_text(encoding="utf-8").splitlines()
-    return "\n".join(line.removeprefix("#").strip() for line in lines[: next(i for i, line in enumerate(lines) if not line.startswith("#"))])
+    return "\n".join(
+        line.removeprefix("#").strip() for line in lines[: next(i for i, line in enumerate(lines) if not line.startswith("#"))]
+    )
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -50,7 +52,9 @@ def data(request, pictures, tmp_path):
             return [f"data.source.options.path={pictures}"]
         if source == "parquet":
             files = sorted(pictures.rglob("*.png"))
-            pd.DataFrame({"image": [file.read_bytes() for file in files], "label": [file.parent.name for file in files]}).to_parquet(tmp_path / "rows.parquet")
+            pd.DataFrame({"image": [file.read_bytes() for file in files], "label": [file.parent.name for file in files]}).to_parquet(
+                tmp_path / "rows.parquet"
+            )
             return [f"data.source.options.path={tmp_path / 'rows.parquet'}"]
         return []
 

@@ -43,7 +43,7 @@ def table(root: Path, name: str) -> str:
     if name.endswith(".parquet"):
         frame.to_parquet(root / name)
     else:
-        frame.assign(image=[f"{number}.png" for number in range(12)]).to_csv(root / name, index=False)
+        frame.assign(path=[f"{number}.png" for number in range(12)])[["path", "kind"]].to_csv(root / name, index=False)
     return str(root / name)
 
 
@@ -95,7 +95,7 @@ def cut_safetensors(root: Path) -> list[str]:
 def huge(root: Path) -> list[str]:
     file = io.BytesIO()
     Image.new("1", (30_000, 30_000)).save(file, "PNG")
-    return folder(root, cats=[*good(10), file.getvalue()], dogs=good(10, 100))
+    return folder(root, cats=[*good(8), file.getvalue()], dogs=good(8, 100))
 
 
 # What is done to the recipe `tiny`, and the words that its message must hold. Functions get a folder to put files in.
@@ -110,9 +110,9 @@ CASES = {
         lambda root: folder(root, cats=[*good(8), b"x", b"y"], dogs=good(10, 50)),
         ["2 of 20", "10.0%", "the limit is 5.0%", "data.quarantine_limit to 0.10", "'cats/008.png'"],
     ),
-    "an image of 30,000 x 30,000 pixels": (huge, ["1 of 21", "30000", "pixels"]),
+    "an image of 30,000 x 30,000 pixels": (huge, ["1 of 17", "pixels", "cats/008.png"]),
     "label column missing, parquet": (parquet, ["label", "kind", "image"]),
-    "label column missing, csv": (csv, ["label", "kind", "image"]),
+    "label column missing, csv": (csv, ["label", "kind", "path"]),
     "truncated parquet": (cut_parquet, ["rows.parquet"]),
     "unknown key": (["sead=1"], ["'sead'", "Did you mean 'seed'", "finetuning"]),
     "unknown key below": (["pretraining.fit.epoch=1"], ["pretraining.fit", "'epoch'", "'epochs'"]),
@@ -123,9 +123,15 @@ CASES = {
     "wrong type": (["finetuning.fit.epochs=many"], ["finetuning.fit.epochs", "'many'"]),
     "not a choice": (["finetuning.fit.optimizer=adam"], ["finetuning.fit.optimizer", "adamw", "'adam'"]),
     "not an override": (["epochs"], ["KEY=VALUE", "'epochs'"]),
-    "fractions above one": (["data.test_fraction=0.7", "splitting.validation_fraction=1.3"], ["splitting.validation_fraction", "less than 1", "1.3"]),
+    "fractions above one": (
+        ["data.test_fraction=0.7", "splitting.validation_fraction=1.3"],
+        ["splitting.validation_fraction", "less than 1", "1.3"],
+    ),
     "two limits at once": (["splitting.labels_per_class=3", "splitting.label_fraction=0.5"], ["exclude each other"]),
-    "fractions that leave nothing": (["data.test_fraction=0.99", "splitting.validation_fraction=0.99", "splitting.labels_per_class=5"], ["labels_per_class", "at most"]),
+    "fractions that leave nothing": (
+        ["data.test_fraction=0.99", "splitting.validation_fraction=0.99", "splitting.labels_per_class=5"],
+        ["labels_per_class", "at most"],
+    ),
     "fewer labels than asked for": (["splitting.labels_per_class=1000"], ["splitting.labels_per_class", "1000", "class0 has", "at most"]),
     "weights that are a pickle": (pickled, ["weights.pt"]),
     "weights that hold code": (torch_pickled, ["weights.pth", "could run any code", "state_dict"]),
@@ -135,10 +141,10 @@ CASES = {
     "weights that nobody published": (["weights=IMAGENET1K_V9"], ["IMAGENET1K_V9", "random"]),
     "weights that nobody registered": (["weights=models:/none@champion"], ["models:/none@champion", "registry"]),
     "a loss that is not finite": (
-        ["finetuning.fit.learning_rate=100", "finetuning.fit.optimizer=sgd", "finetuning.fit.clip=0", "finetuning.fit.epochs=30"],
+        ["finetuning.fit.learning_rate=100", "finetuning.fit.optimizer=sgd", "finetuning.fit.clip=0", "finetuning.fit.weight_decay=10"],
         ["the loss of finetune became", "learning_rate", "clip"],
     ),
-    "a device that is not there": (["compute.device=mps"], ["compute.device", "cpu"]),
+    "a device that is not there": (["compute.device=mps", "--from", "finetune"], ["compute.device", "cpu"]),
 }
 
 
@@ -168,8 +174,8 @@ def test_one_message_and_exit_code_2(case, finished, warmstart, tiny, tmp_path):
         (["run", "nowhere.yaml", "--fast"], ["--fast"]),
         (["show", "networks"], ["'networks'", "backbones"]),
         (["show", "backbones", "resnet19"], ["'resnet19'", "Did you mean 'resnet18'"]),
-        (["predict", "models:/none@champion", "nowhere.png", "--output", "x.parquet"], ["models:/none@champion", "registry"]),
-        (["predict", "none", "nowhere.png", "--output", "x.parquet"], ["models:/NAME@ALIAS"]),
+        (["predict", "models:/none@champion", "mlflow.db", "--output", "x.parquet"], ["models:/none@champion", "registry"]),
+        (["predict", "none", "mlflow.db", "--output", "x.parquet"], ["models:/NAME@ALIAS"]),
         (["predict", "models:/tiny@champion", "nowhere.png", "--output", "x.parquet"], ["'nowhere.png'"]),
         (["predict", "models:/tiny@champion", "mlflow.db", "--output", "x.csv"], ["parquet"]),
     ],
@@ -190,24 +196,24 @@ def test_what_is_wrong_at_once_waits_for_no_server(finished, warmstart, tmp_path
     check(warmstart(finished.folder, "run", path, PREFECT_API_URL="http://127.0.0.1:9/api"), ["'resnet19'"])
 
 
-def test_mlflow_and_prefect_out_of_reach(finished, start, tiny):
-    """Waited for a while, both at once here."""
-    mlflow = start(finished.folder, "run", tiny, "--json", MLFLOW_TRACKING_URI="http://127.0.0.1:9")
-    with_password = start(finished.folder, "run", tiny, "--json", MLFLOW_TRACKING_URI="http://user:hunter22@127.0.0.1:9")
-    check(mlflow.wait(), ["unreachable MLflow at http://127.0.0.1:9", "Start it", "MLFLOW_TRACKING_URI"])
-    done = with_password.wait()
-    check(done, ["unreachable MLflow"])
+def test_mlflow_and_prefect_out_of_reach(finished, start, installed, tiny):
+    """Both are waited for, here at once."""
+    mlflow = start(finished.folder, "run", tiny, "--json", MLFLOW_TRACKING_URI="http://user:hunter22@127.0.0.1:9")
+    prefect = installed(finished.folder, "run", tiny, "--json", PREFECT_API_URL="http://127.0.0.1:9/api")
+    check(prefect, ["unreachable Prefect at http://127.0.0.1:9/api", "prefect server start", "PREFECT_API_URL"])
+    done = mlflow.wait()
+    check(done, ["unreachable MLflow at http://***@127.0.0.1:9", "Start it", "MLFLOW_TRACKING_URI"])
     assert "hunter22" not in done.err
-
-
-def test_prefect_out_of_reach(finished, installed, tiny):
-    done = installed(finished.folder, "run", tiny, "--json", PREFECT_API_URL="http://127.0.0.1:9/api")
-    check(done, ["unreachable Prefect at http://127.0.0.1:9/api", "prefect server start", "PREFECT_API_URL"])
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("WARMSTART_HOME", "/proc/warmstart"), ("WARMSTART_HOME", "{file}/home"), ("MLFLOW_TRACKING_URI", "sqlite:////proc/mlflow.db"), ("MLFLOW_TRACKING_URI", "sqlite:///{file}/mlflow.db")],
+    [
+        ("WARMSTART_HOME", "/proc/warmstart"),
+        ("WARMSTART_HOME", "{file}/home"),
+        ("MLFLOW_TRACKING_URI", "sqlite:////proc/mlflow.db"),
+        ("MLFLOW_TRACKING_URI", "sqlite:///{file}/mlflow.db"),
+    ],
 )
 def test_places_that_cannot_be_written(finished, warmstart, tiny, tmp_path, name, value):
     (tmp_path / "file").touch()
@@ -239,21 +245,22 @@ def test_a_read_only_working_folder(mount, warmstart, tiny):
     check(warmstart(place, "run", tiny, "--json"), ["cannot", str(place), "Read-only file system"])
 
 
-@pytest.mark.parametrize("size", ["200k", "2m", "18m", "20m"])
-def test_a_full_disk_loses_nothing(mount, warmstart, tiny, size):
-    """Wherever it gets full, that is said; with more room the same command goes on."""
+@pytest.mark.parametrize(("size", "apart"), [("200k", False), ("1700k", True)])
+def test_a_full_disk_loses_nothing(mount, warmstart, tiny, tmp_path, size, apart):
+    """Wherever it gets full, that is said; with more room the same command goes on. `apart`: MLflow alone has a small disk."""
     place = mount("small", f"size={size}")
-    done = warmstart(place, "run", tiny, "--json")
-    check(done, [str(place)])
-    assert "full" in done.err or "free" in done.err or "No space left" in done.err
+    more = {"WARMSTART_HOME": str(tmp_path / "home")} if apart else {}
+    done = warmstart(place, "run", tiny, "--json", **more)
+    check(done, [])
+    assert "full" in done.err or "MiB free" in done.err or "No space left" in done.err
     subprocess.run(["mount", "-o", "remount,size=100m", str(place)], check=True)
-    again = warmstart(place, "run", tiny, "--json").result
-    finished_before = {line.split()[0] for line in done.err.splitlines() if " done in " in line}
-    assert {stage["name"] for stage in again["stages"] if stage["cached"]} >= finished_before
+    again = warmstart(place, "run", tiny, "--json", **more).result
+    before = {line.split()[0] for line in done.err.splitlines() if " done in " in line}
+    assert {stage["name"] for stage in again["stages"] if stage["cached"]} >= before
 
 
 def test_after_all_that_the_good_work_is_kept(finished, warmstart, tiny):
     again = warmstart(finished.folder, "run", tiny, "--json").result
-    assert all(stage["cached"] for stage in again["stages"])
+    assert [stage for stage in again["stages"] if not stage["cached"]] == []
     client = MlflowClient(f"sqlite:///{finished.folder / 'mlflow.db'}")
     assert client.search_runs([one.experiment_id for one in client.search_experiments()], "attributes.status = 'RUNNING'") == []

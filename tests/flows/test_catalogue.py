@@ -15,7 +15,14 @@ from ml.objectives import OBJECTIVES
 from ml.sources import SOURCES
 
 ROOT = Path(__file__).resolve().parents[2]
-TABLES = {"sources": SOURCES, "modalities": MODALITIES, "backbones": BACKBONES, "objectives": OBJECTIVES, "heads": HEADS, "methods": METHODS}
+TABLES = {
+    "sources": SOURCES,
+    "modalities": MODALITIES,
+    "backbones": BACKBONES,
+    "objectives": OBJECTIVES,
+    "heads": HEADS,
+    "methods": METHODS,
+}
 HELP = """
 import sys
 sys.argv = ["warmstart", *sys.argv[1:]]

@@ -49,7 +49,7 @@ def test_the_tables_fit_a_narrow_terminal(warmstart, tiny, tmp_path):
 @pytest.mark.parametrize(("key", "words"), [("data.source.options.path=nowhere", "nowhere"), ("splitting.labels_per_class=500", "at most")])
 def test_what_cannot_be_used(warmstart, tiny, tmp_path, key, words):
     done = warmstart(tmp_path, "check", tiny, "--json", key)
-    assert done.code == 2 and done.out == "" and words in done.err and done.err.startswith("error: "), done.err
+    assert done.code == 2 and done.out == "" and words in done.err and "\nerror: " in f"\n{done.err}", done.err
     assert list(tmp_path.iterdir()) == []
 
 

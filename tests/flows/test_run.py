@@ -1,6 +1,5 @@
 """`warmstart run`: what it prints, what it reuses, and what stands in MLflow after it."""
 
-
 import math
 import re
 from pathlib import Path
@@ -8,7 +7,6 @@ from pathlib import Path
 import mlflow
 import pytest
 from mlflow import MlflowClient
-
 
 STAGES = ["preprocess", "pretrain", "split", "finetune", "baseline", "classical", "evaluate", "register"]
 
@@ -75,7 +73,9 @@ def test_from_a_stage_on_it_is_done_anew(finished, warmstart, tiny):
 
 
 def test_another_budget_of_fine_tuning_keeps_the_pretraining(finished, warmstart, tiny):
-    again = warmstart(finished.folder, "run", tiny, "--json", "finetuning.fit.epochs=7", "finetuning.baseline=false", "finetuning.classical=false").result
+    again = warmstart(
+        finished.folder, "run", tiny, "--json", "finetuning.fit.epochs=7", "finetuning.baseline=false", "finetuning.classical=false"
+    ).result
     assert [name for name, was in cached(again).items() if was] == ["preprocess", "pretrain", "split"]
     assert again["baseline"] is None and again["classical"] is None
     why = next(stage["why"] for stage in again["stages"] if stage["name"] == "finetune")
@@ -83,7 +83,9 @@ def test_another_budget_of_fine_tuning_keeps_the_pretraining(finished, warmstart
 
 
 def test_another_recipe_that_shares_the_pretraining_reuses_it(finished, warmstart, tiny):
-    again = warmstart(finished.folder, "run", tiny, "--json", "name=second", "finetuning.method=linear-probe", "finetuning.classical=false").result
+    again = warmstart(
+        finished.folder, "run", tiny, "--json", "name=second", "finetuning.method=linear-probe", "finetuning.classical=false"
+    ).result
     assert again["experiment"] == again["model"]["name"] == "second"
     reused = {stage["name"]: stage["run_id"] for stage in again["stages"] if stage["cached"]}
     assert reused["pretrain"] == finished.stages()["pretrain"]
@@ -139,7 +141,7 @@ def test_what_the_stages_recorded(runs, client, finished):
 def test_artifacts(runs, finished, stage, paths):
     root = runs[finished.stages()[stage]].info.artifact_uri
     for path in [*paths, "manifest.json"]:
-        assert (mlflow.artifacts.download_artifacts(f"{root}/{path}")), path
+        assert mlflow.artifacts.download_artifacts(f"{root}/{path}"), path
 
 
 def test_the_report_stands_alone(finished):
@@ -160,11 +162,9 @@ def test_the_recipe_is_kept(runs, client, finished, tmp_path):
 
 def test_the_table_fits_a_narrow_terminal(finished, warmstart, tiny):
     done = warmstart(finished.folder, "run", tiny)
-    table = done.out.splitlines()[: 12]
+    table = done.out.splitlines()[:12]
     assert all(len(line) <= 80 for line in table)
     assert re.search(r"^ *accuracy +\d+\.\d \[[\d.]+, [\d.]+\]|^ *accuracy +100 \[100, 100\]", done.out, re.MULTILINE), done.out
     assert "compare  mlflow ui\n" in done.out and "gate: passed" in done.out
     assert "models:/tiny/1" in done.out
     assert "Traceback" not in done.err and "pretrain   reused" in done.err
-
-

@@ -112,7 +112,9 @@ def test_parquet_of_bytes_of_dicts_and_of_paths(predictor, pictures, files, tmp_
     frame.to_parquet(tmp_path / "dicts.parquet")
     pd.DataFrame({column or "image": values[:3]}).to_parquet(tmp_path / "bytes.parquet")
     pd.DataFrame({column or "path": ["pictures/02.png", "pictures/none.png", ""]}).to_parquet(tmp_path / "paths.parquet")
-    scored = run(predictor, [tmp_path / f"{kind}.parquet" for kind in ("dicts", "bytes", "paths")], tmp_path / "scores.parquet", column=column)
+    scored = run(
+        predictor, [tmp_path / f"{kind}.parquet" for kind in ("dicts", "bytes", "paths")], tmp_path / "scores.parquet", column=column
+    )
     assert scored["error"].isna().tolist() == [True, False, False, True, True, False, False, True, False, False]
     assert_same_scores(scored[scored["error"].isna()], predictor, [files[0], files[1], files[0], files[2]])
     assert scored["key"].tolist() == ["0", "1", "2", "3", "0", "1", "2", "0", "1", "2"]
@@ -138,10 +140,9 @@ def test_killed_it_goes_on_with_the_parts_that_are_done(predictor, model, pictur
     assert subprocess.run(command, env=environment, check=False).returncode == -signal.SIGKILL
     assert not (tmp_path / "scores.parquet").exists()
     parts = tmp_path / "scores.parquet.parts"
-    first = (parts / "part-000000.parquet").stat().st_mtime_ns
     (parts / ".part-000002.parquet").write_bytes(b"half a part")
     summary = scoring.score(predictor, "models:/m/1", [str(pictures)], tmp_path / "scores.parquet", 4, part_rows=5)
-    assert summary["resumed_parts"] == 2 and first
+    assert summary["resumed_parts"] == 2
     frame = pd.read_parquet(tmp_path / "scores.parquet")
     pd.testing.assert_frame_equal(frame, run(predictor, [pictures], tmp_path / "whole.parquet"), check_exact=False, atol=1e-6)
 
