@@ -25,7 +25,7 @@ demo: setup  ## The main job on scikit-learn's handwritten digits: a registered 
 	$(BIN)/warmstart run conf/image/digits.yaml
 
 test: setup  ## All tests.
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 lint: setup  ## Style.
 	$(BIN)/ruff check .

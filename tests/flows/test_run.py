@@ -162,8 +162,9 @@ def test_the_recipe_is_kept(runs, client, finished, tmp_path):
 
 def test_the_table_fits_a_narrow_terminal(finished, warmstart, tiny):
     done = warmstart(finished.folder, "run", tiny)
-    table = done.out.splitlines()[:12]
-    assert all(len(line) <= 80 for line in table)
+    title, header, rule, *rows = done.out.splitlines()[:9]
+    assert all(len(line) <= 80 for line in (title, header, rule, *rows))
+    assert [row.split("  ")[0] for row in rows] == ["accuracy", "balanced accuracy", "macro f1", "auroc", "log loss ↓", "calibration ↓"]
     assert re.search(r"^ *accuracy +\d+\.\d \[[\d.]+, [\d.]+\]|^ *accuracy +100 \[100, 100\]", done.out, re.MULTILINE), done.out
     assert "compare  mlflow ui\n" in done.out and "gate: passed" in done.out
     assert "models:/tiny/1" in done.out
