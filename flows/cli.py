@@ -95,6 +95,34 @@ def check(recipe: RecipePath, overrides: Overrides = None, as_json: Annotated[bo
 
 
 @app.command()
+def promote(
+    model: Annotated[str, typer.Argument(help="A registered model's name.")],
+    version: Annotated[int, typer.Argument(help="The version to make the champion.")],
+    reason: Annotated[str, typer.Option(help="Why, for the audit log.")] = "by hand",
+) -> None:
+    """Make a version the champion by hand; the one before becomes `previous`."""
+    from tasks.tracking import database, registry
+
+    database.prepare()
+    now = registry.champion(model)
+    found = registry.promote(model, version, now.version if now else None, {"reason": reason})
+    typer.echo(f"{found.uri} is the champion of {model}{f', in place of version {now.version}' if now else ''}")
+
+
+@app.command()
+def rollback(
+    model: Annotated[str, typer.Argument(help="A registered model's name.")],
+    reason: Annotated[str, typer.Option(help="Why, for the audit log.")] = "by hand",
+) -> None:
+    """Make the previous champion the champion again."""
+    from tasks.tracking import database, registry
+
+    database.prepare()
+    found = registry.rollback(model, {"reason": reason})
+    typer.echo(f"{found.uri} is the champion of {model} again")
+
+
+@app.command()
 def recipes() -> None:
     """List the recipes that there are."""
     from flows.catalogue import recipes as found

@@ -75,7 +75,7 @@ def losses(lines) -> dict[int, float]:
 
 def test_it_learns_and_reports(tmp_path):
     lines: list = []
-    model, fitted = train(tmp_path, lines, epochs=8)
+    _, fitted = train(tmp_path, lines, epochs=8)
     assert fitted.steps == 24 and fitted.epochs == 8
     assert fitted.best_score > 0.9
     curve = losses(lines)

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from flows.cli import app
 from ml.contracts import InputError
 from ml.predictor import Predictor
 from ml.recipe import parse
@@ -138,6 +139,17 @@ def test_a_challenger_that_is_worse_does_not_become_champion(first):
     assert registry.champion("tiny").version == int(first["register"].version)
 
 
+def test_the_champion_is_moved_and_moved_back_by_one_command(first, capsys):
+    champion = registry.champion("tiny").version
+    other = 3 - champion  # the two versions that the tests above made
+    app(["promote", "tiny", str(other)], standalone_mode=False)
+    assert registry.champion("tiny").version == other
+    app(["rollback", "tiny", "--reason", "worse"], standalone_mode=False)
+    assert registry.champion("tiny").version == champion
+    assert [one["action"] for one in registry.audit("tiny")][-2:] == ["promote", "rollback"]
+    assert f"models:/tiny/{champion} is the champion of tiny again" in capsys.readouterr().out
+
+
 def test_from_a_stage_on_all_is_done_anew_and_comes_out_the_same(first):
     again = go_through(parse(RECIPE), from_stage="finetune")
     assert [again[name].stage.cached for name in STAGES] == [True] * 3 + [False] * 5
@@ -178,7 +190,7 @@ def test_the_summary_is_json_without_nan(first):
 def test_stages_are_named_as_they_are_asked_for():
     assert redo_from("") == frozenset()
     assert redo_from("evaluate") == {"evaluate", "register"}
-    with pytest.raises(InputError, match="unknown stage 'train'.*finetune"):
+    with pytest.raises(InputError, match=r"unknown stage 'train'.*finetune"):
         redo_from("train")
 
 
