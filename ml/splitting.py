@@ -55,6 +55,8 @@ def _take_validation(rest: np.ndarray, label: np.ndarray, group: np.ndarray, fra
     counts = np.bincount(label[rest], minlength=classes)
     # A class of two rows or more gives at least one and keeps at least one.
     quota = np.minimum(np.maximum(np.round(counts * fraction), 1), counts - 1)
+    # Whole groups may overshoot it, up to half of a class: better than a validation part without that class.
+    limit = np.minimum(np.maximum(quota, counts // 2), counts - 1)
     taken = np.zeros(classes)
     members: dict[int, list[int]] = {}
     for row in rest:
@@ -62,7 +64,7 @@ def _take_validation(rest: np.ndarray, label: np.ndarray, group: np.ndarray, fra
     chosen: list[int] = []
     for rows in members.values():
         add = np.bincount(label[rows], minlength=classes)
-        if np.all(taken + add <= quota):
+        if np.any((taken < quota) & (add > 0)) and np.all((taken + add <= limit) | (add == 0)):
             taken += add
             chosen.extend(rows)
     inside = np.isin(rest, chosen)

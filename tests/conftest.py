@@ -42,6 +42,14 @@ handle.close()
 """
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _no_tracking_left():
+    """MLflow keeps the database that a module used for the whole process: the next module starts without one."""
+    yield
+    if "mlflow" in sys.modules:
+        sys.modules["mlflow"].set_tracking_uri(None)
+
+
 def pytest_collection_modifyitems(items) -> None:
     """The slowest test comes last."""
     items.sort(key=lambda item: item.path.name == "test_eight_at_once.py")

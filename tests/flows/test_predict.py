@@ -33,7 +33,7 @@ def test_all_kinds_of_input_score_as_the_training_code_does(finished, warmstart,
     root, good = inputs
     output = tmp_path / "new" / "scores.parquet"
     given = [root / "folder", root / "rows.parquet", root / "rows.csv", root / "folder" / "class2" / "001.png"]
-    done = warmstart(finished.folder, "predict", "models:/tiny@champion", *given, "--output", output, "--batch-size", 2)
+    done = warmstart(finished.folder, "predict", "models:/tiny/1", *given, "--output", output, "--batch-size", 2)
     assert done.code == 0, done.err
     assert "10 of 13 items scored, 3 with a reason" in done.out and str(output) in done.out
     frame = pd.read_parquet(output)
@@ -48,7 +48,7 @@ def test_all_kinds_of_input_score_as_the_training_code_does(finished, warmstart,
 
 
 def test_killed_it_goes_on(finished, start, warmstart, inputs, tmp_path):
-    arguments = ["predict", "models:/tiny/1", inputs[0] / "folder", "--output", tmp_path / "scores.parquet"]
+    arguments = ["predict", "models:/tiny@champion", inputs[0] / "folder", "--output", tmp_path / "scores.parquet"]
     assert start(finished.folder, *arguments, crash="predict.part:0").wait().code == -signal.SIGKILL
     part = pd.read_parquet(tmp_path / "scores.parquet.parts" / "part-000000.parquet")
     assert not (tmp_path / "scores.parquet").exists()
