@@ -141,7 +141,7 @@ class Gate(Section):
 
     margin: float = Field(0.0, ge=-1, le=1, description="The lower bound of (challenger − champion) on the primary metric must reach this.")
     slice_drop: float = Field(0.05, ge=0, le=1, description="No slice of at least 30 rows may surely lose more than this.")
-    calibration: float = Field(0.15, ge=0, le=1, description="Largest expected calibration error.")
+    calibration: float = Field(0.15, ge=0, le=1, description="Largest expected calibration error; a version that surely exceeds it does not pass.")
     latency_ratio: float = Field(3.0, gt=0, description="Largest time per row, as a multiple of the champion's.")
 
 
