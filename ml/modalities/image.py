@@ -104,7 +104,7 @@ class Image:
 
         Both the levels and the edges must correlate, so that other compression, size, brightness or contrast is passed over. Levels
         alone would take one X-ray for another, edges alone one small digit for another; where the two bounds were measured
-        stands in docs/decisions/near-duplicates.md.
+        stands in docs/decisions/0010-near-duplicates.md.
         """
         axes = (-2, -1)
         a, b = a.mean(axis=-1, dtype=np.float32), b.mean(axis=-1, dtype=np.float32)
