@@ -129,8 +129,8 @@ def test_asked_to_stop_it_keeps_a_checkpoint(tmp_path, start, warmstart, tiny, n
     assert done.code == 130, done.err
     assert "Traceback" not in done.err and "interrupted" in done.err and "the same command goes on from there" in done.err
     assert running(tmp_path) == []
-    kept = list((tmp_path / ".warmstart" / "work").glob("pretrain-*/checkpoints/step-*/manifest.json"))
-    assert kept and int(kept[-1].parent.name.split("-")[1]) > 0
+    kept = sorted((tmp_path / ".warmstart" / "work").glob("pretrain-*/checkpoints/step-*/manifest.json"))
+    assert kept and int(kept[-1].parent.name.split("-")[1]) > 0, done.err
 
 
 def test_a_termination_outside_training(tmp_path, start, warmstart, tiny):
