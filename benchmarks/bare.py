@@ -82,8 +82,7 @@ def main(folder: str, path: str, overrides: list[str]) -> dict[str, Any]:
     modality, parts = recipe.data.modality.make(), split(store.table, store.spec.classes, recipe.splitting, recipe.seed)
 
     def augment(part):
-        preset, fields = augmentation(recipe, part)
-        return modality.presets[preset](store.spec).model_copy(update=fields)
+        return augmentation(recipe, part, store.spec)
 
     def pretrain(backbone):
         part, probe = recipe.pretraining, nearest_neighbours(store, modality, cpu, recipe.seed)

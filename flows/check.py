@@ -121,8 +121,7 @@ def _seconds(
     views: int = 1,
 ) -> float:
     modality = recipe.data.modality.make()
-    preset, fields = augmentation(recipe, part)
-    augment = modality.presets[preset](store.spec).model_copy(update=fields)
+    augment = augmentation(recipe, part, store.spec)
     feed = Feed(store, modality, rows, min(part.fit.batch_size, len(rows)), recipe.seed, device, augment, views)
     module.to(device, memory_format=torch.channels_last).train()
     taken = []

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from ml.backbones import BACKBONES
 from ml.choice import choice, problems, unknown
-from ml.contracts import InputError
+from ml.contracts import DataSpec, InputError, Options
 from ml.heads import HEADS
 from ml.methods import METHODS
 from ml.modalities import MODALITIES
@@ -191,14 +191,20 @@ class Recipe(Section):
                     f"{self.backbone.name.value!r} does not give. Objectives that work with it: {', '.join(fit)}."
                 )
         for part in (self.pretraining, self.finetuning):
-            augmentation(self, part)
+            _augmentation(self, part)
         metrics = self.finetuning.head.chosen.metrics
         if self.finetuning.metric and self.finetuning.metric not in metrics:
             raise ValueError(unknown("metric", self.finetuning.metric, metrics))
         return self
 
 
-def augmentation(recipe: Recipe, part: Pretraining | Finetuning) -> tuple[str, dict[str, Any]]:
+def augmentation(recipe: Recipe, part: Pretraining | Finetuning, spec: DataSpec) -> Options:
+    """The part's augmentation for data as `spec` describes: the preset's, with the fields that the recipe sets."""
+    preset, fields = _augmentation(recipe, part)
+    return recipe.data.modality.chosen.presets[preset](spec).model_copy(update=fields)
+
+
+def _augmentation(recipe: Recipe, part: Pretraining | Finetuning) -> tuple[str, dict[str, Any]]:
     """The preset's name and the fields that differ from it, checked against the modality's own model."""
     modality = recipe.data.modality.chosen
     given = dict(part.augmentation)

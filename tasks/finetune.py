@@ -67,8 +67,7 @@ def _train(name: str, model: Model, store: Store, rows: Split, recipe: Recipe, s
     """Trains in place; gives the temperature that calibrates the result on the validation rows, and the seconds that training took."""
     part, device, modality = recipe.finetuning, device_of(recipe.compute), recipe.data.modality.make()
     settings, method = part.fit, part.method.make()
-    preset, fields = augmentation(recipe, part)
-    augment = modality.presets[preset](store.spec).model_copy(update=fields)
+    augment = augmentation(recipe, part, store.spec)
     labels = store.labels[rows.train]
     counts = np.bincount(labels, minlength=len(store.spec.classes))
     if part.balance is Balance.weights:

@@ -69,8 +69,7 @@ def _train(backbone: nn.Module, store: Store, recipe: Recipe, stage: StageRun, d
         rows = rows[store.labels[rows] != UNLABELLED]
     if len(rows) < 2:
         raise InputError(f"pretraining needs at least 2 rows outside the test, found {len(rows)}. Give more data or set pretraining.enabled=false.")
-    preset, fields = augmentation(recipe, recipe.pretraining)
-    augment = modality.presets[preset](store.spec).model_copy(update=fields)
+    augment = augmentation(recipe, recipe.pretraining, store.spec)
     batch = min(settings.batch_size, len(rows))
     feed = Feed(store, modality, rows, batch, recipe.seed, device, augment, objective.views, settings.accumulate)
     probe = nearest_neighbours(store, modality, device, recipe.seed) if recipe.pretraining.probe else None
