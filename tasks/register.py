@@ -65,8 +65,8 @@ def register(
             example=frame[:2],
             pip_requirements=[f"{package}=={installed(package)}" for package in _requirements(recipe)],
             tags={"warmstart.dataset": dataset.digest, "warmstart.evaluation": evaluation.stage.run_id, "warmstart.passed": str(judged["passed"]).lower()},
+            check=lambda uri: _check_parity(uri, frame, expected),
         )
-        _check_parity(made.uri, frame, expected)
         if backbone.seen:
             registry.register_backbone(f"{name}-backbone", run_id=backbone.stage.run_id, key=backbone.digest)
         if judged["passed"]:
@@ -158,7 +158,7 @@ def _check_parity(uri: str, frame: pd.DataFrame, expected: pd.DataFrame) -> None
     columns = [name for name in expected if name.startswith("p_")]
     gap = float(np.abs(found[columns].to_numpy(float) - expected[columns].to_numpy(float)).max())
     if not gap <= TOLERANCE or list(found["label"]) != list(expected["label"]):
-        raise ParityError(f"{uri} differs by {gap:.2g} from the training code on {len(frame)} golden items; it was not offered as champion")
+        raise ParityError(f"{uri} differs by {gap:.2g} from the training code on {len(frame)} golden items; it is not offered")
 
 
 def _requirements(recipe: Recipe) -> list[str]:

@@ -60,6 +60,13 @@ def prepare(patience: float = 20.0) -> str:
     return uri
 
 
+def uri() -> str:
+    """The address of the prepared database, without its secrets."""
+    import mlflow
+
+    return mask(mlflow.get_tracking_uri())
+
+
 def client() -> MlflowClient:
     """A client of the prepared database."""
     from mlflow import MlflowClient

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tasks.reach import mask
 from tasks.tracking import database
 from tasks.tracking.artifacts import local_folder
 from tasks.tracking.runs import PipelineRun
@@ -49,7 +48,7 @@ def describe(run: PipelineRun, params: Mapping[str, Any], metrics: Mapping[str, 
 
 def where_to_look() -> str:
     """The command or address that shows the runs."""
-    uri = mask(database.prepare())
+    uri = database.uri()
     if uri == f"sqlite:///{Path('mlflow.db').resolve()}":
         return "mlflow ui"  # which looks there by itself
     return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"

@@ -16,7 +16,7 @@ import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,10 +69,12 @@ def register(
     example: pd.DataFrame,
     pip_requirements: Sequence[str],
     tags: Mapping[str, str] | None = None,
+    check: Callable[[str], None] = lambda uri: None,
 ) -> Version:
     """The version of `name` that has `key`: found, or stored as a models-from-code pyfunc, verified and made.
 
-    `model_folder` becomes the model's artifact "model". The version takes the alias `challenger`.
+    `model_folder` becomes the model's artifact "model". The version takes the alias `challenger`, once `check(uri)` has not
+    raised: until then nobody is offered it.
     """
     found = _with_key(name, key)
     if found is None:
@@ -81,6 +83,7 @@ def register(
         files = _sums(model.artifact_location)
         found = _create(name, model.artifact_location, run_id, {**(tags or {}), KEY: key, FILES: files}, model.model_id)
     crash_point("register.version")
+    check(found.uri)
     if "champion" not in found.aliases:
         database.retry(database.client().set_registered_model_alias, name, "challenger", str(found.version))
     return version(name, found.version)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from ml.contracts import InputError
-from tasks.reach import mask
 from tasks.tracking import database, registry
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ def pinned(uri: str) -> str:
     except MlflowException:
         one = None
     if one is None:
-        raise InputError(f"{uri} is not in the registry of {mask(database.prepare())}. `mlflow ui` shows what is.")
+        raise InputError(f"{uri} is not in the registry of {database.uri()}. `mlflow ui` shows what is.")
     return one.uri
 
 

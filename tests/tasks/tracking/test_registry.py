@@ -30,6 +30,19 @@ def test_a_version_serves_and_is_found_by_its_key(run, tmp_path):
     assert registry.version("tiny", 1).aliases == ()
 
 
+def test_a_version_that_fails_its_check_is_not_offered(run, tmp_path):
+    seen = []
+
+    def refuse(uri: str) -> None:
+        seen.append((uri, registry.version("tiny", 1).aliases))
+        raise ValueError("differs")
+
+    with pytest.raises(ValueError, match="differs"):
+        register_tiny("tiny", run.info.run_id, "k1", tmp_path / "model", check=refuse)
+    assert seen == [("models:/tiny/1", ())]
+    assert registry.version("tiny", 1).aliases == () and registry.champion("tiny", "challenger") is None
+
+
 def test_promotion_and_rollback(run, tmp_path):
     for key in ("k1", "k2", "k3"):
         register_tiny("tiny", run.info.run_id, key, tmp_path / "model")

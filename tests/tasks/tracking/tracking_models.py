@@ -18,7 +18,7 @@ mlflow.models.set_model(Times())
 '''
 
 
-def register_tiny(name: str, run_id: str, key: str, folder: Path) -> registry.Version:
+def register_tiny(name: str, run_id: str, key: str, folder: Path, **options) -> registry.Version:
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, Schema
 
@@ -37,4 +37,5 @@ def register_tiny(name: str, run_id: str, key: str, folder: Path) -> registry.Ve
         example=pd.DataFrame({"x": [1.0, 2.0]}),
         pip_requirements=["mlflow"],
         tags={"seed": "0"},
+        **options,
     )
