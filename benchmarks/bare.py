@@ -1,8 +1,8 @@
-"""The demo's three trainings as a bare torch loop: no tracking, no checkpoints, no Prefect, no accelerate.
+"""The demo as a plain script: its trainings are a bare torch loop, without tracking, checkpoints, Prefect and accelerate.
 
-    python -m benchmarks.bare STORE RECIPE [KEY=VALUE ...]
+    python -m benchmarks.bare RECIPE [KEY=VALUE ...]
 
-`STORE` is a folder that the stage preprocess made. Rows, order, augmentation, model, optimizer, schedule and validations are those
+The steps around the trainings (the store, the simple alternative, the evaluation, all pictures) are plain calls of the same functions. Rows, order, augmentation, model, optimizer, schedule and validations are those
 of the pipeline, so equal weights at the end show that it is the same work. Prints one JSON object. Full fine-tuning of float32
 weights without moving average, accumulation or early stopping is all that is written out here.
 """
@@ -15,20 +15,28 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 
+from ml import pictures
+from ml.classical import classical, majority
 from ml.contracts import Batch
+from ml.evaluation import evaluate
 from ml.feed import generator, plain_batches, rows_of, seed_of
 from ml.groups import parameter_groups
 from ml.model import Model, save_backbone, save_model
+from ml.overview import overview
+from ml.predictor import Predictor
+from ml.preprocess import preprocess
 from ml.probe import nearest_neighbours
-from ml.recipe import augmentation, load
+from ml.recipe import Recipe, augmentation, load
 from ml.schedule import epochs_of, rate
-from ml.splitting import split
+from ml.splitting import Split, split
 from ml.store import Store
 
 VALIDATIONS = 25  # in one training at most, as in the pipeline
@@ -75,11 +83,19 @@ def train(module, groups, store, modality, augment, rows, settings, seed, views,
     return {"steps": total, "rows": len(rows), "loss": sum(last) / len(last), "parameters": sum(one.numel() for one in parameters)}
 
 
-def main(folder: str, path: str, overrides: list[str]) -> dict[str, Any]:
-    """All three trainings; seconds, facts and the weights' digest of each."""
-    recipe, store, cpu = load(path, overrides), Store.open(Path(folder)), torch.device("cpu")
+def main(path: str, overrides: list[str]) -> dict[str, Any]:
+    """The whole job in a folder that is removed; seconds, facts and the weights' digest of each training."""
+    with tempfile.TemporaryDirectory() as folder:
+        return run(load(path, overrides), Path(folder))
+
+
+def run(recipe: Recipe, folder: Path) -> dict[str, Any]:
+    """As `main`, in `folder`."""
     torch.set_num_threads(recipe.compute.threads)
-    modality, parts = recipe.data.modality.make(), split(store.table, store.spec.classes, recipe.splitting, recipe.seed)
+    cpu, modality = torch.device("cpu"), recipe.data.modality.make()
+    store = preprocess(recipe.data.source.make(), modality, recipe.data, folder / "work", folder / "stores")
+    draw(overview(store), folder)
+    parts = split(store.table, store.spec.classes, recipe.splitting, recipe.seed)
 
     def augment(part):
         return augmentation(recipe, part, store.spec)
@@ -108,24 +124,53 @@ def main(folder: str, path: str, overrides: list[str]) -> dict[str, Any]:
         return Model.build(recipe.backbone, recipe.finetuning.head, store.spec)
 
     found = {}
-    with tempfile.TemporaryDirectory() as kept:
+    began = clocks()
+    torch.manual_seed(seed_of(recipe.seed, "backbone"))
+    backbone = recipe.backbone.make(store.spec)
+    facts = pretrain(backbone)
+    save_backbone(backbone, folder / "pretrain", recipe.backbone, store.spec)
+    found["pretrain"] = facts | since(began)
+    for name in ("finetune", "baseline"):
         began = clocks()
-        torch.manual_seed(seed_of(recipe.seed, "backbone"))
-        backbone = recipe.backbone.make(store.spec)
-        facts = pretrain(backbone)
-        save_backbone(backbone, Path(kept) / "pretrain", recipe.backbone, store.spec)
-        found["pretrain"] = facts | since(began)
-        for name in ("finetune", "baseline"):
-            began = clocks()
-            model = new_model()
-            if name == "finetune":
-                model.backbone.load_state_dict(backbone.state_dict())
-            facts = finetune(model)
-            save_model(model, Path(kept) / name, recipe.backbone, recipe.finetuning.head, store.spec)
-            found[name] = facts | since(began)
-        for name, facts in found.items():
-            facts["weights"] = hashlib.sha256(next((Path(kept) / name).glob("*.safetensors")).read_bytes()).hexdigest()
+        model = new_model()
+        if name == "finetune":
+            model.backbone.load_state_dict(backbone.state_dict())
+        facts = finetune(model)
+        save_model(model, folder / name, recipe.backbone, recipe.finetuning.head, store.spec)
+        found[name] = facts | since(began)
+    measure_all(recipe, store, parts, folder)
+    for name, facts in found.items():
+        facts["weights"] = hashlib.sha256(next((folder / name).glob("*.safetensors")).read_bytes()).hexdigest()
     return found
+
+
+def measure_all(recipe: Recipe, store: Store, parts: Split, folder: Path) -> None:
+    """The simple alternative, and the evaluation of all arms with its pictures."""
+    tested, classes = store.array[parts.test], len(store.spec.classes)
+    simple = classical(store.array, store.labels, parts.train, parts.validation, parts.test, recipe.data.modality.chosen.features, classes, recipe.seed)
+    predictor = Predictor.load(folder / "finetune")
+    arms = {
+        "model": predictor.predict_arrays(tested),
+        "baseline": Predictor.load(folder / "baseline").predict_arrays(tested),
+        "classical": simple.probabilities_NK,
+        "majority": majority(store.labels[parts.train], classes, len(parts.test)),
+    }
+    head = predictor.model.head
+    result = evaluate(store.table.iloc[parts.test], store.labels[parts.test], arms, store.spec.classes, head.metrics, head.primary, resamples=recipe.evaluation.bootstrap)
+    content = result.to_dict()
+    drawn = {
+        "arms": pictures.arms(content["metrics"], content["primary"]),
+        "confusion": pictures.confusion(result.confusion_KK, result.classes),
+        "reliability": pictures.reliability(content["calibration"]),
+        "classes": pictures.per_class(content["per_class"]),
+        "mistakes": pictures.mistakes(content["mistakes"], tested[[one["row"] for one in content["mistakes"]]]),
+    }
+    draw(drawn, folder)
+
+
+def draw(figures: Mapping[str, Figure], folder: Path) -> None:
+    for name, figure in figures.items():
+        figure.savefig(folder / f"{name}.png")
 
 
 def clocks() -> tuple[float, float]:
@@ -139,4 +184,4 @@ def since(began: tuple[float, float]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(sys.argv[1], sys.argv[2], sys.argv[3:])))
+    print(json.dumps(main(sys.argv[1], sys.argv[2:])))

@@ -4,7 +4,7 @@
     python -m benchmarks.overhead --pairs 2 --scale 0.1       # does it work? a tenth of the steps, where fixed costs weigh most
 
 A is `warmstart run conf/image/digits.yaml` in a new folder, against a running `prefect server start` and a database that has its
-tables; B is benchmarks/bare.py on the store that A makes. Fresh processes, fixed threads, in turns A B B A.
+tables; B is benchmarks/bare.py, the same job as a plain script. Fresh processes, fixed threads, in turns A B B A.
 """
 
 from __future__ import annotations
@@ -55,13 +55,12 @@ def main() -> None:
         (scratch / "ready").mkdir()
         run([sys.executable, "-c", "from tasks.tracking.database import prepare; prepare()"], scratch / "ready")
         with prefect_server(scratch):
-            pipeline(scratch, "first", overrides)  # fills the file cache, and leaves the store
-            store = str(next((scratch / "first" / ".warmstart" / "stores").glob("*/manifest.json")).parent)
+            pipeline(scratch, "first", overrides)  # fills the file cache
             pairs = []
             for number in range(given.pairs):
                 arms: dict[str, Callable[[], dict[str, Any]]] = {
                     "A": lambda n=number: pipeline(scratch, f"run-{n}", overrides),
-                    "B": lambda: bare(store, overrides),
+                    "B": lambda: bare(overrides),
                 }
                 pair: dict[str, Any] = {"order": "AB" if number % 2 == 0 else "BA", "load": round(os.getloadavg()[0], 2)}
                 pairs.append(pair | {arm: arms[arm]() for arm in pair["order"]})
@@ -89,7 +88,7 @@ def pipeline(scratch: Path, name: str, overrides: list[str]) -> dict[str, Any]:
     folder = scratch / name
     folder.mkdir()
     shutil.copy(scratch / "ready" / "mlflow.db", folder / "mlflow.db")
-    command = [sys.executable, "-c", "from flows.cli import main; main()", "run", RECIPE, *overrides, "--json"]
+    command = [sys.executable, "-c", "from flows.cli import command; command()", "run", RECIPE, *overrides, "--json"]
     taken, output = run(command, folder)
     result = json.loads(output)
     stages = {stage["name"]: {"seconds": stage["seconds"]} for stage in result["stages"]}
@@ -111,9 +110,9 @@ def _recorded(records: sqlite3.Connection, folder: Path, run_id: str) -> dict[st
     return facts | {"weights": hashlib.sha256(weights.read_bytes()).hexdigest()}
 
 
-def bare(store: str, overrides: list[str]) -> dict[str, Any]:
+def bare(overrides: list[str]) -> dict[str, Any]:
     """One run of the bare loop: seconds of the process, and what each training took and gave."""
-    taken, output = run([sys.executable, "-m", "benchmarks.bare", store, RECIPE, *overrides], ROOT)
+    taken, output = run([sys.executable, "-m", "benchmarks.bare", RECIPE, *overrides], ROOT)
     return {**taken, "stages": json.loads(output)}
 
 

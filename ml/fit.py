@@ -32,6 +32,7 @@ from ml.recipe import Compute, Fit, Optimizer, Precision
 from ml.schedule import epochs_of, rate
 
 POINTS = 200  # points of a training curve
+MOMENTS = 50  # of a training at which `prepare` is asked: it walks the whole module
 VALIDATIONS = 25  # validations in one training, at most
 RETRIES = 2  # returns to the last checkpoint after a non-finite loss, each at half the learning rate
 CHECKPOINT_SHARE = 0.02  # of the time, at most, goes into checkpoints
@@ -119,6 +120,8 @@ class _Loop:
         self.epochs = epochs_of(settings, len(feed.rows))
         self.total = self.epochs * feed.steps
         self.window = max(1, self.total // POINTS)
+        self.moment = max(1, self.total // MOMENTS)
+        self.training = False  # whether the module is as `prepare` left it
         self.validate_every = max(1, math.ceil(self.epochs / VALIDATIONS))
         self.trained = [p for group in groups for p in group["params"]]
         self.state = _State()
@@ -186,9 +189,8 @@ class _Loop:
         """One update of the weights; false when the loss was not finite and the last checkpoint was taken up again."""
         step = self.state.step
         _seed(seed_of(self.feed.seed, "step", step), self.feed.device)
-        self.module.train()
-        if self.prepare is not None:
-            self.prepare(step / self.total)
+        if not self.training or step % self.moment == 0:
+            self._prepare(step)
         factor = rate(self.settings, step, self.total) * self.state.rate_factor
         for group, peak in zip(self.optimizer.param_groups, self.groups, strict=True):
             group["lr"] = peak["lr"] * factor
@@ -221,6 +223,13 @@ class _Loop:
             return False
         return True
 
+    def _prepare(self, step: int) -> None:
+        """Training mode, as the method wants it at the last moment before `step`: the same whether or not the run was resumed."""
+        self.module.train()
+        if self.prepare is not None:
+            self.prepare(step // self.moment * self.moment / self.total)
+        self.training = True
+
     def _gather(self, name: str, value: Tensor) -> None:
         self.sums[name] = self.sums[name] + value if name in self.sums else value
 
@@ -243,6 +252,7 @@ class _Loop:
             return
         with swapped(self.module, self.ema):
             self.module.eval()
+            self.training = False
             with torch.no_grad():
                 metrics = self.state.metrics = dict(self.validate(self.module))
             self.report({**metrics, "epoch": epoch + 1}, self.state.step)

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ml.backbones import BACKBONES
@@ -21,6 +20,7 @@ from ml.heads import HEADS
 from ml.methods import METHODS
 from ml.modalities import MODALITIES
 from ml.objectives import OBJECTIVES
+from ml.recipe_file import read
 from ml.sources import SOURCES
 
 SourceChoice = choice("source", SOURCES)
@@ -221,20 +221,7 @@ def _augmentation(recipe: Recipe, part: Pretraining | Finetuning) -> tuple[str, 
 
 def load(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     """Reads the YAML recipe at `path` with `a.b.c=value` overrides applied; raises InputError."""
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the recipe {path}: {getattr(error, 'strerror', None) or error}. `warmstart recipes` lists those that there are.") from None
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"the recipe {path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise InputError(f"the recipe {path} must be a mapping of sections, found {type(content).__name__}")
-    for override in overrides:
-        _apply(content, override)
-    return parse(content)
+    return parse(read(path, overrides))
 
 
 def parse(content: Mapping[str, Any]) -> Recipe:
@@ -243,33 +230,3 @@ def parse(content: Mapping[str, Any]) -> Recipe:
         return Recipe.model_validate(content)
     except ValidationError as error:
         raise InputError("the recipe does not hold:\n" + "\n".join(f"  {line}" for line in problems(error, Recipe))) from None
-
-
-def _apply(content: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise InputError(f"an override is KEY=VALUE, found {override!r}")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        value = text
-    if key.endswith(".path"):
-        value = text  # a path is text, even where YAML would read a number or a mapping in it
-    node = content
-    *parents, last = key.split(".")
-    for part in parents:
-        child = node.get(part)
-        if child is None:
-            child = node[part] = {}
-        elif isinstance(child, str):
-            child = node[part] = {"name": child}
-        if not isinstance(child, dict):
-            raise InputError(f"cannot set {key!r}: {part!r} is a value, not a section")
-        node = child
-    # Options belong to the class they were written for: another name starts without them.
-    if last == "name" and node.get("name") != value and "options" in node:
-        node.pop("options")
-    if isinstance(node.get(last), dict) and isinstance(value, str):
-        node[last] = {"name": value}
-    else:
-        node[last] = value

@@ -96,7 +96,7 @@ def _train(name: str, model: Model, store: Store, rows: Split, recipe: Recipe, s
         metric=f"validation/{metric}",
         higher_is_better=metric not in LOWER_IS_BETTER,
     )
-    log_fitted(stage, fitted, len(rows.train))
+    log_fitted(stage, fitted, len(rows.train), metric)
     stage.log_metrics({"best/score": fitted.best_score, "best/epoch": float(fitted.best_epoch + 1)})
     logits_NK = logits(model, store, modality, rows.validation, device)
     temperature = fit_temperature(logits_NK.numpy(), store.labels[rows.validation])

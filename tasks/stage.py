@@ -30,6 +30,9 @@ STAGES = ("preprocess", "pretrain", "split", "finetune", "baseline", "classical"
 
 TRAINING = ("pretrain", "finetune", "baseline")
 
+MACHINERY = ("learning_rate", "images_per_second", "data_share")
+"""Curves of a training that say nothing of what was learnt."""
+
 
 def _tracking_was_away(task: Any, run: Any, state: Any) -> bool:
     """Whether to try again: what ended is the way to MLflow, and the stage's result waits on disk."""
@@ -150,28 +153,28 @@ def arithmetic(recipe: Recipe) -> dict[str, Any]:
     return {"precision": recipe.compute.precision.value, "deterministic": recipe.compute.deterministic}
 
 
-def log_fitted(stage: StageRun, fitted: Fitted, rows: int) -> None:
-    """How a training went, as parameters, final metrics and the `best/*` values to compare runs by."""
+def log_fitted(stage: StageRun, fitted: Fitted, rows: int, metric: str = "") -> None:
+    """How a training went, as parameters, final metrics, the `best/*` values to compare runs by, and its curves with that of `metric`."""
     stage.log_params({"epochs_done": fitted.epochs, "steps": fitted.steps, "rows": rows, "precision_used": fitted.precision})
     stage.log_metrics(
         {"seconds": fitted.seconds, "images_per_second": fitted.images_per_second, "data_share": fitted.data_share}
         | {f"best/{name}": value for name, value in fitted.metrics.items()}
     )
-    stage.log_figure(curves(_series(stage)), "pictures/curves.png")
+    stage.log_figure(curves(_series(stage, metric)), "pictures/curves.png")
     stage.set_tag("warmstart.stopped_early", str(fitted.stopped_early).lower())
 
 
-def _series(stage: StageRun) -> dict[str, dict[str, tuple[list[float], list[float]]]]:
-    """The curves reported so far by panel: training and validation of one quantity share a panel."""
+def _series(stage: StageRun, metric: str) -> dict[str, dict[str, tuple[list[float], list[float]]]]:
+    """The curves by panel: what was trained and probed, and `metric`; training and validation share one. MLflow draws all others."""
     panels: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
     for line in json_lines(stage.workdir / "metrics.jsonl"):
         for name, value in line["metrics"].items():
             part, _, quantity = name.partition("/")
-            if part in ("train", "validation", "probe"):
-                steps, values = panels.setdefault(quantity.replace("_", " "), {}).setdefault(part, ([], []))
+            if part in ("train", "validation", "probe") and quantity not in MACHINERY:
+                steps, values = panels.setdefault(quantity, {}).setdefault(part, ([], []))
                 steps.append(line["step"])
                 values.append(value)
-    return panels
+    return {name.replace("_", " "): lines for name, lines in panels.items() if name == metric or lines.keys() != {"validation"}}
 
 
 def sha256(path: Path) -> str:
