@@ -210,7 +210,8 @@ class _Loop:
                 return False
             self.accelerator.backward(result.loss * share)
         if self.settings.clip:
-            self.accelerator.clip_grad_norm_(self.trained, self.settings.clip)
+            self.accelerator.unscale_gradients()
+            torch.nn.utils.clip_grad_norm_(self.trained, self.settings.clip)  # accelerate's own looks at each tensor's kind first
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:

@@ -136,7 +136,9 @@ def curves(series: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[flo
     """One panel for each title with its lines, {title: {line: (steps, values)}}; in the order given."""
     columns = min(3, max(1, len(series)))
     rows = max(1, -(-len(series) // columns))
-    figure = Figure(figsize=(4.2 * columns, 2.9 * rows), layout="constrained")
+    width, height = 4.2 * columns, 2.9 * rows
+    figure = Figure(figsize=(width, height))  # placed by hand: working a layout out takes as long as drawing it
+    figure.subplots_adjust(left=0.6 / width, right=1 - 0.15 / width, bottom=0.5 / height, top=1 - 0.3 / height, wspace=0.22, hspace=0.45)
     for axes, title in zip(figure.subplots(rows, columns, squeeze=False).ravel(), [*series, *[None] * (rows * columns - len(series))], strict=True):
         if title is None:
             axes.axis("off")
@@ -146,6 +148,7 @@ def curves(series: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[flo
         axes.set_title(plain_text(title, 50), fontsize=10, loc="left")
         axes.set_xlabel("step")
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.ticklabel_format(axis="y", scilimits=(-3, 5), useOffset=False)
         if len(series[title]) > 1:
             axes.legend(frameon=False, fontsize=8)
         _calm(axes, "both")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from mlflow.entities import Run
 
-EACH = 1.0  # seconds between two sendings
+EACH = 3.0  # seconds between two sendings: each costs the training some milliseconds, however few its rows
 PARAMS = 90  # of one batch; MLflow takes 100
 
 _log = logging.getLogger(__name__)
@@ -130,7 +130,7 @@ class StageRun:
                 self._tell_odd()
             except Exception as error:  # kept on disk and tried again
                 _log.debug("run %s waits for MLflow: %s", self.run_id, error)
-                self._stop.wait(5 * EACH)
+                self._stop.wait(EACH)
 
     def _tell_odd(self) -> None:
         for name in sorted(self.metrics.odd.keys() - self._told):
