@@ -24,7 +24,7 @@ import torch
 from matplotlib.figure import Figure
 
 from ml import pictures
-from ml.classical import classical, majority
+from ml.classical import majority
 from ml.contracts import Batch
 from ml.evaluation import evaluate
 from ml.feed import generator, plain_batches, rows_of, seed_of
@@ -94,7 +94,7 @@ def run(recipe: Recipe, folder: Path) -> dict[str, Any]:
     torch.set_num_threads(recipe.compute.threads)
     cpu, modality = torch.device("cpu"), recipe.data.modality.make()
     store = preprocess(recipe.data.source.make(), modality, recipe.data, folder / "work", folder / "stores")
-    draw(overview(store), folder)
+    draw(overview(store, modality), folder)
     parts = split(store.table, store.spec.classes, recipe.splitting, recipe.seed)
 
     def augment(part):
@@ -147,7 +147,8 @@ def run(recipe: Recipe, folder: Path) -> dict[str, Any]:
 def measure_all(recipe: Recipe, store: Store, parts: Split, folder: Path) -> None:
     """The simple alternative, and the evaluation of all arms with its pictures."""
     tested, classes = store.array[parts.test], len(store.spec.classes)
-    simple = classical(store.array, store.labels, parts.train, parts.validation, parts.test, recipe.data.modality.chosen.features, classes, recipe.seed)
+    modality = recipe.data.modality.make()
+    simple = modality.alternative(store, parts.train, parts.validation, parts.test, recipe.seed)
     predictor = Predictor.load(folder / "finetune")
     arms = {
         "model": predictor.predict_arrays(tested),
@@ -163,7 +164,7 @@ def measure_all(recipe: Recipe, store: Store, parts: Split, folder: Path) -> Non
         "confusion": pictures.confusion(result.confusion_KK, result.classes),
         "reliability": pictures.reliability(content["calibration"]),
         "classes": pictures.per_class(content["per_class"]),
-        "mistakes": pictures.mistakes(content["mistakes"], tested[[one["row"] for one in content["mistakes"]]]),
+        "mistakes": modality.mistakes(content["mistakes"], store, parts.test[[one["row"] for one in content["mistakes"]]]),
     }
     draw(drawn, folder)
 

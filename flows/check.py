@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ml.feed import Feed, rows_of
+from ml.feed import Blocks, Feed, rows_of, stream
 from ml.model import Model
 from ml.preprocess import preprocess, summary
 from ml.recipe import Finetuning, Pretraining, Recipe, augmentation
@@ -50,7 +50,7 @@ def check(recipe: Recipe) -> dict[str, Any]:
         "reasons": facts["reasons"],
         "duplicates": facts["duplicates"],
         "leakage into the test": facts["leakage"],
-        "one picture, two labels": facts["conflicts"]["pictures"],
+        "one item, two labels": facts["conflicts"]["items"],
         "imbalance": round(float(facts["imbalance"]), 2),
     }
     return {"recipe": recipe.name, "data": data, "expected": expected, "warnings": _warnings(facts, rows, recipe)}
@@ -70,9 +70,9 @@ def _warnings(facts: dict[str, Any], rows: dict[str, int], recipe: Recipe) -> li
     found = []
     if facts["quarantined"]:
         found.append(f"{facts['quarantined']} items cannot be used and are left out")
-    if facts["conflicts"]["pictures"]:
+    if facts["conflicts"]["items"]:
         found.append(
-            f"{facts['conflicts']['pictures']} pictures stand there with two labels and are left out: {facts['conflicts']['examples'][:3]}"
+            f"{facts['conflicts']['items']} items stand there with two labels and are left out: {facts['conflicts']['examples'][:3]}"
         )
     if sum(facts["leakage"].values()):
         found.append(f"{sum(facts['leakage'].values())} copies of test rows were found outside the test and are left out")
@@ -99,7 +99,10 @@ def _expected(recipe: Recipe, store: Store, train: np.ndarray, rows: dict[str, i
     seconds = 0.0
     if recipe.pretraining.enabled:
         objective = recipe.pretraining.objective.make(copy.deepcopy(backbone), store.spec)
-        seconds = _seconds(objective, recipe, recipe.pretraining, store, rows_of(store, *SEEN), device, objective.views)
+        trained, seen = store, rows_of(store, *SEEN)
+        if objective.packed:
+            trained, seen, _ = stream(store, seen, recipe.seed)
+        seconds = _seconds(objective, recipe, recipe.pretraining, trained, seen, device, objective.views)
     model = Model.build(recipe.backbone, recipe.finetuning.head, store.spec)
     once = _seconds(model, recipe, recipe.finetuning, store, train, device)
     return {
@@ -115,7 +118,7 @@ def _seconds(
     module: torch.nn.Module,
     recipe: Recipe,
     part: Pretraining | Finetuning,
-    store: Store,
+    store: Store | Blocks,
     rows: np.ndarray,
     device: torch.device,
     views: int = 1,

@@ -58,10 +58,10 @@ def run(
 @app.command()
 def predict(
     model_uri: Annotated[str, typer.Argument(help="A registered model, such as models:/digits@champion.")],
-    inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="Files, folders, Parquet or CSV.")],
+    inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="Files, folders, Parquet, CSV or JSONL.")],
     output: Annotated[Path, typer.Option(help="The Parquet file to write.")],
     batch_size: Annotated[int, typer.Option(min=1, max=65536, help="Items scored at once.")] = 256,
-    column: Annotated[str, typer.Option(help="Column of pictures or paths in Parquet and CSV; unset, image or path.")] = "",
+    column: Annotated[str, typer.Option(help="Column to score in Parquet, CSV and JSONL; unset, by its name: image or path, text or sentence.")] = "",
 ) -> None:
     """Score files, folders, Parquet or CSV with a registered model; bad items get a row with the reason."""
     from flows.session import session

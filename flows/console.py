@@ -119,8 +119,8 @@ class Console:
 
 
 def _fact(name: str, value: float) -> str:
-    if name == "images_per_second":
-        return f"{value:,.0f} images/s"
+    if name == "rows_per_second":
+        return f"{value:,.0f} rows/s"
     return f"{name} {value:.4g}"
 
 

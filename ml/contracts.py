@@ -38,15 +38,15 @@ class Options(BaseModel):
 class DataSpec:
     """What a model must know of a data set to be built for it; JSON-able, kept beside the weights.
 
-    `shape` is that of one encoded item without the batch axis, (C, H, W) for images. `statistics` come from the training
-    part alone. `modality` and `options` name the modality and its resolved options.
+    `shape` is that of one encoded item without the batch axis: (C, H, W) for images, (most tokens,) for text. `statistics` come
+    from the training part alone: mean and deviation, a tokenizer. `modality` and `options` name the modality and its resolved options.
     """
 
     modality: str
     options: Mapping[str, Any]
     shape: tuple[int, ...]
     classes: tuple[str, ...]
-    statistics: Mapping[str, list[float]]
+    statistics: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -114,8 +114,8 @@ class Source(Protocol):
 class Decoded:
     """One item ready for the store, with what cleaning needs to know of it, or the reason why it cannot be used.
 
-    `content` is a digest of the decoded content (equal means exact duplicate); `signature` is a 64-bit perceptual hash;
-    `facts` are columns for the table (width and height in pixels, say).
+    `content` is a digest of the decoded content (equal means exact duplicate); `signature` is a 64-bit hash of four bands, of
+    which near duplicates share one; `facts` are columns of whole numbers for the table (width and height in pixels, say).
     """
 
     array: np.ndarray | None
@@ -129,11 +129,19 @@ class Decoded:
 class Modality(Protocol):
     """How one kind of data is decoded, stored, encoded and augmented.
 
-    `plan(sample, rows)` resolves options left to be decided by the data (image size, channels), from a few raw items.
-    `decode(raw)` gives an array of `item_shape(options)` and `dtype`; it never raises for bad data.
-    `statistics(arrays)` is fed chunks of training rows alone. `spec(...)` describes the result to models.
-    `encode(array_B..., spec)` makes inputs without randomness; `augment(inputs, generator, augmentation)` alters a batch on
-    its device with per-sample parameters. `presets` maps an augmentation's name to its defaults, given the spec.
+    From source to store: `plan(sample, rows)` resolves options left to be decided by the data (image size, channels) from a few raw
+    items, and is not asked where `planned`. `decode(raw)` gives one item, (item_shape) uint8 or, where `item_shape` is None, of
+    any length; it never raises for bad data. `same(a, b)` confirms near duplicates among decoded rows whose signatures share a band and
+    differ in at most `signature_bits`. `statistics(chunks)` is fed chunks of decoded training rows alone; `spec(classes, statistics)`
+    describes the result to models; `pack(rows, spec)` makes of decoded rows the arrays to be stored, by name, first the one that
+    models read.
+
+    From store to model: `collate(rows, spec)` makes one array of stored rows; `encode(array_B..., spec)` makes inputs of it
+    without randomness, `augment(array_B..., spec, augmentation, generator)` with per-sample parameters, on the array's device. `presets`
+    maps an augmentation's name to its defaults, given the spec.
+
+    From a user: `serve(value, files)` makes raw bytes of what a request or a table holds, in one of `columns` of type `column_type`, or in
+    files with one of `suffixes`. `alternative` fits the simple classifier that a user would pick instead; `overview` and `mistakes` draw.
     """
 
     Options: ClassVar[type[Options]]
@@ -162,7 +170,9 @@ class Objective(Protocol):
     """An nn.Module around a backbone (`self.backbone`): `step(batch) -> StepResult` on `views` augmented views.
 
     `needs` are the backbone traits without which it cannot work; `labels` says that it trains on labelled rows only;
-    `augmentation` names the modality's preset that suits it. `pictures(batch)` may give named (C, H, W) images in [0, 1].
+    `augmentation` names the modality's preset that suits it. `packed` says that it trains on a stream of tokens in blocks instead of
+    rows. `pictures(batch)` may give named (C, H, W) images in [0, 1], `examples(batch, read)` lines of text, where `read` makes text
+    of token ids.
     """
 
     Options: ClassVar[type[Options]]
@@ -170,6 +180,7 @@ class Objective(Protocol):
     labels: ClassVar[bool]
     views: ClassVar[int]
     augmentation: ClassVar[str]
+    packed: ClassVar[bool]
 
     def step(self, batch: Batch) -> StepResult: ...
 
@@ -195,7 +206,8 @@ class Method(Protocol):
 
     Both are pure functions of their arguments, so that a resumed run repeats them. Every parameter that is ever trained is
     in a group from the start; `prepare` sets `requires_grad` and train/eval modes for the part of the training
-    that has passed (0 ≤ progress < 1).
+    that has passed (0 ≤ progress < 1). `begin(model)` may add modules before the groups are asked for, and `finish(model)` takes them
+    out again, so that what is kept is the model as it was built.
     """
 
     Options: ClassVar[type[Options]]

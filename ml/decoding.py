@@ -1,4 +1,4 @@
-"""Decodes all items of a source into one file of fixed-size rows, in parallel, in chunks that survive a kill.
+"""Decodes all items of a source into one file of rows, in parallel, in chunks that survive a kill.
 
 Threads serve: image libraries let go of Python's lock while they work. Memory is bounded by a few batches in flight and one
 chunk of decoded rows. A chunk counts as done once its facts file is there, which is renamed into place after its rows are on
@@ -15,7 +15,7 @@ import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +25,14 @@ from ml import progress
 from ml.contracts import Decoded, InputError, Modality, Raw, Source
 from ml.crash import crash_point
 from ml.files import digest
+from ml.ragged import Ragged
 
 CHUNK_ROWS = 512
 CHUNK_BYTES = 32 * 2**20
+RAGGED_ROWS = 4096
+"""Rows of a chunk whose rows differ in length."""
+LENGTH = "stored"
+"""The column of the facts that holds how many bytes a row takes."""
 BATCH_ROWS = 16
 BATCH_BYTES = 8 * 2**20
 SPARE_BYTES = 16 * 2**20
@@ -37,33 +42,40 @@ Result = tuple[int, Decoded]
 """The bytes an item had, and what became of it."""
 
 
-def decode_all(source: Source, modality: Modality, keys: Sequence[str], workdir: Path, workers: int) -> tuple[np.ndarray, pd.DataFrame]:
-    """All items as (rows (N, *item_shape) mapped read-only, facts: content, signature, reason, bytes and the modality's own).
+def decode_all(source: Source, modality: Modality, keys: Sequence[str], workdir: Path, workers: int) -> tuple[np.ndarray | Ragged, pd.DataFrame]:
+    """All items as (rows mapped read-only, facts: content, signature, reason, bytes and the modality's own).
 
-    Rows of items that could not be decoded hold zeros. The result does not depend on the number of `workers` (0: all cores).
+    Rows are (N, *item_shape) where the modality has one, else Ragged. Those of items that could not be decoded hold zeros or
+    nothing. The result does not depend on the number of `workers` (0: all cores).
     """
     folder = workdir / "decoded"
-    shape = (len(keys), *modality.item_shape)
-    item_bytes = int(np.prod(modality.item_shape))
-    step = max(1, min(CHUNK_ROWS, CHUNK_BYTES // item_bytes))
+    fixed = modality.item_shape
+    item_bytes = int(np.prod(fixed)) if fixed else 0
+    step = max(1, min(CHUNK_ROWS, CHUNK_BYTES // item_bytes)) if fixed else RAGGED_ROWS
     _prepare(folder, digest(source.fingerprint(), modality.options.model_dump_json(), step, *keys), len(keys) * item_bytes)
-    starts = [start for start in range(0, len(keys), step) if not _facts_path(folder, start).exists()]
-    pending = [key for start in starts for key in keys[start : start + step]]
-    done, began = len(keys) - len(pending), time.monotonic()
+    starts = list(range(0, len(keys), step))
+    there = sum(1 for _ in takewhile(lambda start: _facts_path(folder, start).exists(), starts))
+    end = sum(int(pd.read_parquet(_facts_path(folder, start), columns=[LENGTH])[LENGTH].sum()) for start in starts[:there])
+    done = min(there * step, len(keys))
+    pending, began = keys[done:], time.monotonic()
     progress.update("preprocess", done, len(keys))
     with (folder / "rows.bin").open("r+b") as file, warnings.catch_warnings():
         # Pillow warns about odd metadata; what matters of it is in the quarantine's reasons.
         warnings.filterwarnings("ignore", module="PIL")
         results = _decoded(source, modality, pending, workers or len(os.sched_getaffinity(0)))
-        for start in starts:
+        for start in starts[there:]:
             count = min(step, len(keys) - start)
-            _write_chunk(folder, file, start, list(islice(results, count)), modality.item_shape)
+            end += _write_chunk(folder, file, start, end, list(islice(results, count)), fixed)
             crash_point("preprocess.chunk")
             done += count
             seconds = max(time.monotonic() - began, 1e-9)
             progress.update("preprocess", done, len(keys), items_per_second=(done - len(keys) + len(pending)) / seconds)
-    facts = pd.concat([pd.read_parquet(_facts_path(folder, start)) for start in range(0, len(keys), step)], ignore_index=True)
-    return np.memmap(folder / "rows.bin", dtype=np.uint8, mode="r", shape=shape), facts
+    facts = pd.concat([pd.read_parquet(_facts_path(folder, start)) for start in starts], ignore_index=True)
+    lengths = facts.pop(LENGTH).to_numpy(np.int64)
+    if fixed:
+        return np.memmap(folder / "rows.bin", dtype=np.uint8, mode="r", shape=(len(keys), *fixed)), facts
+    values = np.memmap(folder / "rows.bin", dtype=np.uint8, mode="r", shape=(end,)) if end else np.zeros(0, np.uint8)
+    return Ragged(values, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)), facts
 
 
 def discard(workdir: Path) -> None:
@@ -98,7 +110,8 @@ def _prepare(folder: Path, plan: str, size: int) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     with (folder / "rows.bin").open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, size)  # a full disk shows here, not half way
+        if size:
+            os.posix_fallocate(file.fileno(), 0, size)  # a full disk shows here, not half way
     _replace(marker, json.dumps(plan).encode())
 
 
@@ -127,14 +140,17 @@ def _batches(raws: Iterable[Raw]) -> Iterator[list[Raw]]:
         yield batch
 
 
-def _write_chunk(folder: Path, file, start: int, results: list[Result], item_shape: tuple[int, ...]) -> None:
-    block = np.zeros((len(results), *item_shape), dtype=np.uint8)
-    facts = []
-    for row, (size, one) in enumerate(results):
-        if one.array is not None:
-            block[row] = one.array
-        facts.append({"content": one.content, "signature": np.uint64(one.signature), "reason": one.reason, "bytes": size, **one.facts})
-    file.seek(start * int(np.prod(item_shape)))
+def _write_chunk(folder: Path, file, start: int, place: int, results: list[Result], fixed: tuple[int, ...] | None) -> int:
+    """Writes the rows at byte `place`, then their facts; gives the bytes that the rows take."""
+    facts, rows = [], []
+    for size, one in results:
+        row = one.array if one.array is not None else np.zeros(fixed or 0, dtype=np.uint8)
+        rows.append(np.ascontiguousarray(row, dtype=np.uint8).ravel())
+        facts.append(
+            {"content": one.content, "signature": np.uint64(one.signature), "reason": one.reason, "bytes": size, LENGTH: len(rows[-1]), **one.facts}
+        )
+    block = np.concatenate(rows)
+    file.seek(place)
     file.write(block)
     file.flush()
     os.fsync(file.fileno())
@@ -142,6 +158,7 @@ def _write_chunk(folder: Path, file, start: int, results: list[Result], item_sha
     temporary = path.with_suffix(".tmp")
     pd.DataFrame(facts).astype({"signature": np.uint64}).to_parquet(temporary, index=False)
     _replace(path, temporary.read_bytes())
+    return len(block)
 
 
 def _facts_path(folder: Path, start: int) -> Path:

@@ -1,7 +1,8 @@
 """Exact copies are removed, near copies are found and grouped.
 
-Candidates for near copies are rows whose 64-bit signatures differ in at most 3 bits (multi-index hashing, Norouzi et al. 2012:
-of 4 bands of 16 bits at least one must then be equal); the modality confirms each pair on the stored arrays.
+Candidates for near copies are rows whose 64-bit signatures have one of 4 bands of 16 bits in common and differ in at most the
+modality's `signature_bits`: 3 of a perceptual hash (multi-index hashing, Norouzi et al. 2012), all 64 where the bands are MinHashes
+(Broder 1997). The modality confirms each pair on the decoded rows.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ import numpy as np
 import pandas as pd
 
 from ml.contracts import Modality
+from ml.ragged import Ragged, row_bytes
 
-BITS = 3
 WINDOW = 256
 """Neighbours that a row is compared with, in the order of signatures. Whole for bands that as many rows share; in larger ones
 (thousands of blank pages) the nearest are compared, so that the cost grows with the rows and not with their square."""
@@ -36,7 +37,7 @@ def exact_duplicates(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     return copy & ~conflict, conflict
 
 
-def near_groups(signatures: np.ndarray, rows: np.ndarray, positions: np.ndarray, modality: Modality, groups: pd.Series, near: bool) -> np.ndarray:
+def near_groups(signatures: np.ndarray, rows: np.ndarray | Ragged, positions: np.ndarray, modality: Modality, groups: pd.Series, near: bool) -> np.ndarray:
     """Numbers the groups of rows that must stay together: near copies (where `near`) and rows with one user's group.
 
     signatures (N,) uint64, `positions` (N,) of the items within `rows`, `groups` (N,) text or None. Gives (N,) int64,
@@ -52,8 +53,8 @@ def near_groups(signatures: np.ndarray, rows: np.ndarray, positions: np.ndarray,
         forest.join(members, first[codes])
     if near:
         # Each pair reads two items, in slices that keep memory bounded.
-        step = max(1, PAIR_BYTES // (8 * int(np.prod(rows.shape[1:]))))
-        for left, right in _candidates(signatures, _tones(signatures, rows, positions)):
+        step = max(1, PAIR_BYTES // (8 * row_bytes(rows)))
+        for left, right in _candidates(signatures, _tones(signatures, rows, positions), modality.signature_bits):
             apart = forest.roots[left] != forest.roots[right]
             left, right = left[apart], right[apart]
             for start in range(0, len(left), step):
@@ -85,7 +86,7 @@ class Forest:
         self.roots = parent
 
 
-def _candidates(signatures: np.ndarray, tones: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _candidates(signatures: np.ndarray, tones: np.ndarray, bits: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     for band in range(4):
         turned = np.roll(signatures.astype(">u8").view(">u2").reshape(-1, 4), -band, axis=1).copy().view(">u8").ravel().astype(np.uint64)
         order = np.lexsort((tones, turned))
@@ -95,14 +96,14 @@ def _candidates(signatures: np.ndarray, tones: np.ndarray) -> Iterator[tuple[np.
             together = bucket[distance:] == bucket[:-distance]
             if not together.any():
                 break
-            close = together & (np.bitwise_count(turned[distance:] ^ turned[:-distance]) <= BITS)
+            close = together & (np.bitwise_count(turned[distance:] ^ turned[:-distance]) <= bits)
             if band:  # equal signatures lie side by side in every band, and were seen in the first
                 close &= turned[distance:] != turned[:-distance]
             if close.any():
                 yield order[:-distance][close], order[distance:][close]
 
 
-def _tones(signatures: np.ndarray, rows: np.ndarray, positions: np.ndarray) -> np.ndarray:
+def _tones(signatures: np.ndarray, rows: np.ndarray | Ragged, positions: np.ndarray) -> np.ndarray:
     """Mean level of the rows whose signature is shared by more than WINDOW others, so that like ones become neighbours; else 0."""
     tones = np.zeros(len(signatures))
     _, inverse, counts = np.unique(signatures, return_inverse=True, return_counts=True)

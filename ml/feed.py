@@ -10,8 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from ml.contracts import Batch, Mix, Options
+from ml.contracts import UNLABELLED, Batch, DataSpec, Mix, Options
+from ml.ragged import Packed, Ragged
 from ml.store import Store
+
+HELD, HELD_BLOCKS = 0.02, 256
+"""Share of the blocks of a stream that is held out where the data has no validation part, and the most that are looked at."""
+BUCKET = 32
+"""Batches among which rows are sorted by length."""
 
 
 def seed_of(*parts: Any) -> int:
@@ -26,6 +32,23 @@ def generator(*parts: Any) -> torch.Generator:
 
 
 @dataclass(frozen=True)
+class Blocks:
+    """What a feed reads of a store, where a stream of tokens takes the place of rows: blocks of equal length, without labels."""
+
+    array: Packed
+    spec: DataSpec
+
+    @classmethod
+    def of(cls, store: Store, rows: np.ndarray) -> Blocks:
+        """The texts of `rows`, one after the other in that order."""
+        return cls(Packed(store.array, rows, store.spec.shape[0]), store.spec)
+
+    @property
+    def labels(self) -> np.ndarray:
+        return np.full(len(self.array), UNLABELLED)
+
+
+@dataclass(frozen=True)
 class Feed:
     """Training batches of `rows` of a store: shuffled anew each epoch, augmented on the device.
 
@@ -33,7 +56,7 @@ class Feed:
     (one a row) an epoch draws as many rows with replacement, in proportion.
     """
 
-    store: Store
+    store: Store | Blocks
     modality: Any
     rows: np.ndarray
     batch_size: int
@@ -56,16 +79,28 @@ class Feed:
             return self.rows[random.permutation(len(self.rows))]
         return random.choice(self.rows, size=len(self.rows), p=self.weights / self.weights.sum())
 
+    def parts(self, epoch: int) -> list[np.ndarray]:
+        """The rows of each step of an epoch. Texts of like length go together, so that little of a batch is padding."""
+        parts = np.array_split(self.order(epoch), self.steps)
+        if not isinstance(self.store.array, Ragged):
+            return parts
+        lengths, sorted_parts = self.store.array.lengths, []
+        for start in range(0, len(parts), BUCKET):
+            rows = np.concatenate(parts[start : start + BUCKET])
+            sorted_parts += np.array_split(rows[np.argsort(lengths[rows], kind="stable")], len(parts[start : start + BUCKET]))
+        random = np.random.Generator(np.random.Philox(seed_of(self.seed, "buckets", epoch)))
+        return [sorted_parts[step] for step in random.permutation(len(sorted_parts))]
+
     def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[int, list[Batch]]]:
         """Yields (step, the micro-batches of that update) for the rest of an epoch, from step `start`."""
-        parts = np.array_split(self.order(epoch), self.steps)
+        parts = self.parts(epoch)
         for step in range(start, self.steps):
             micro = [rows for rows in np.array_split(parts[step], self.accumulate) if len(rows)]
             yield step, [self.batch(rows, epoch, step, number) for number, rows in enumerate(micro)]
 
     def batch(self, rows: np.ndarray, epoch: int, step: int, micro: int = 0) -> Batch:
         """The batch of the given rows, with the randomness of (epoch, step, micro)."""
-        array_B = torch.from_numpy(self.store.array[rows]).to(self.device, non_blocking=True)
+        array_B = torch.from_numpy(self.modality.collate(self.store.array[rows], self.store.spec)).to(self.device, non_blocking=True)
         targets_B = torch.from_numpy(self.store.labels[rows]).to(self.device, non_blocking=True)
         views: list[dict[str, torch.Tensor]] = []
         mix: Mix | None = None
@@ -76,6 +111,16 @@ class Feed:
         return Batch(views[0], targets_B, views=tuple(views) if self.views > 1 else (), mix=mix)
 
 
+def stream(store: Store, rows: np.ndarray, seed: int) -> tuple[Blocks, np.ndarray, np.ndarray]:
+    """The texts as blocks of tokens: all of them, those to train on, and those held out (an official validation part, else the last)."""
+    official = rows_of(store, "validation")
+    order = np.random.Generator(np.random.Philox(seed_of(seed, "blocks"))).permutation(rows)
+    inside = len(Blocks.of(store, order).array)
+    blocks = Blocks.of(store, np.concatenate([order, official]))
+    held = np.arange(inside, len(blocks.array)) if len(official) else np.arange(inside)[max(1, int(inside * (1 - HELD))) :]
+    return blocks, np.setdiff1d(np.arange(inside), held), held[:HELD_BLOCKS]
+
+
 def rows_of(store: Store, *parts: str) -> np.ndarray:
     """The row numbers of the given parts, ascending."""
     return np.flatnonzero(store.table["part"].isin(parts))
@@ -84,5 +129,5 @@ def rows_of(store: Store, *parts: str) -> np.ndarray:
 def plain_batches(store: Store, modality: Any, rows: np.ndarray, device: torch.device, batch_size: int = 256) -> Iterator[dict[str, torch.Tensor]]:
     """Yields the encoded inputs of `rows`, in order and without augmentation."""
     for start in range(0, len(rows), batch_size):
-        array_B = torch.from_numpy(store.array[rows[start : start + batch_size]]).to(device, non_blocking=True)
+        array_B = torch.from_numpy(modality.collate(store.array[rows[start : start + batch_size]], store.spec)).to(device, non_blocking=True)
         yield modality.encode(array_B, store.spec)

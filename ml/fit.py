@@ -51,7 +51,7 @@ class Fitted:
     best_score: float
     best_epoch: int
     seconds: float
-    images_per_second: float
+    rows_per_second: float
     data_share: float
     precision: str
     stopped_early: bool
@@ -166,7 +166,7 @@ class _Loop:
                     now = time.perf_counter()
                     speed = window_rows / (now - window_began)
                     loss = self._flush(speed, window_waited / (now - window_began))
-                    progress.update(self.stage, self.state.step, self.total, loss=loss, images_per_second=speed)
+                    progress.update(self.stage, self.state.step, self.total, loss=loss, rows_per_second=speed)
                     window_began, window_waited, window_rows = now, 0.0, 0
                 crash_point(f"{self.stage}.step:{self.state.step}")
                 if self.state.step % self.feed.steps == 0:
@@ -234,13 +234,13 @@ class _Loop:
     def _gather(self, name: str, value: Tensor) -> None:
         self.sums[name] = self.sums[name] + value if name in self.sums else value
 
-    def _flush(self, images_per_second: float, data_share: float) -> float:
+    def _flush(self, rows_per_second: float, data_share: float) -> float:
         """Reports the window's means, and gives that of the loss."""
         means = {f"train/{name}": float(value) / self.counted for name, value in self.sums.items()}
         factor = rate(self.settings, self.state.step - 1, self.total) * self.state.rate_factor
         means |= {
             "train/learning_rate": self.settings.learning_rate * factor,
-            "train/images_per_second": images_per_second,
+            "train/rows_per_second": rows_per_second,
             "train/data_share": data_share,
         }
         self.report(means, self.state.step)
@@ -335,7 +335,7 @@ class _Loop:
             best_score=self.sign * self.state.best_score,
             best_epoch=self.state.best_epoch,
             seconds=seconds,
-            images_per_second=rows / seconds,
+            rows_per_second=rows / seconds,
             data_share=self.state.waited / seconds,
             precision=self.state.precision,
             stopped_early=self.state.stopped,

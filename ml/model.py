@@ -122,8 +122,7 @@ def read_spec(content: Mapping[str, Any]) -> DataSpec:
     shape = tuple(int(size) for size in content["shape"])
     if len(shape) == 0 or min(shape) < 1:
         raise ValueError(f"shape {shape} is not one of an item")
-    statistics = {str(name): [float(value) for value in values] for name, values in content["statistics"].items()}
-    return DataSpec(str(content["modality"]), dict(content["options"]), shape, tuple(map(str, content["classes"])), statistics)
+    return DataSpec(str(content["modality"]), dict(content["options"]), shape, tuple(map(str, content["classes"])), dict(content["statistics"]))
 
 
 def _write(folder: Path, kind: str, module: nn.Module, described: Mapping[str, Any]) -> None:

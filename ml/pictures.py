@@ -116,22 +116,6 @@ def arms(metrics: Mapping[str, Mapping[str, Any]], metric: str) -> Figure:
     return figure
 
 
-def mistakes(items: Sequence[Mapping[str, Any]], arrays: np.ndarray) -> Figure:
-    """The most confident mistakes; `items` as in `Evaluation.mistakes`, `arrays` (M, H, W, C) uint8 in their order."""
-    columns = min(6, max(1, len(items)))
-    rows = max(1, -(-len(items) // columns))
-    figure = Figure(figsize=(1.75 * columns, 2.25 * rows), layout="constrained")
-    for position, axes in enumerate(figure.subplots(rows, columns, squeeze=False).ravel()):
-        axes.axis("off")
-        if position < len(items):
-            item, array = items[position], arrays[position]
-            axes.imshow(array[..., 0] if array.shape[-1] == 1 else array, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-            axes.set_title(f"said {plain_text(item['predicted'], 14)} {item['probability']:.0%}\nis {plain_text(item['label'], 16)}", fontsize=8.5)
-    if not items:
-        figure.suptitle("no mistakes")
-    return figure
-
-
 def curves(series: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]]) -> Figure:
     """One panel for each title with its lines, {title: {line: (steps, values)}}; in the order given."""
     columns = min(3, max(1, len(series)))

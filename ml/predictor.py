@@ -1,4 +1,4 @@
-"""A trained model that takes what a user has: bytes, base64 text or files in; labels with probabilities out.
+"""A trained model that takes what a user has: pictures or texts in; labels with probabilities out.
 
 Evaluation, batch scoring and serving all go through this file, so that they agree.
 Shapes in names: B batch, N rows, K classes, D features.
@@ -23,6 +23,7 @@ from ml.choice import choice
 from ml.contracts import DataSpec, InputError
 from ml.modalities import MODALITIES
 from ml.model import Model, load_model, read_described, read_spec
+from ml.ragged import Ragged
 
 BATCH = 256
 CPU = torch.device("cpu")
@@ -44,7 +45,12 @@ class Predictor:
         device = torch.device(device)
         return cls(model.to(device).eval(), info.spec, info.temperature, device)
 
-    def outputs(self, arrays: np.ndarray, batch_size: int = BATCH) -> np.ndarray:
+    @property
+    def modality(self) -> Any:
+        """The modality with its options."""
+        return _modality(self.spec)
+
+    def outputs(self, arrays: np.ndarray | Ragged, batch_size: int = BATCH) -> np.ndarray:
         """The head's raw outputs (N, K) float32 for stored arrays, before the temperature."""
         return _batched(self.model, arrays, self.spec, self.device, batch_size)
 
@@ -52,14 +58,15 @@ class Predictor:
         """Probabilities (N, K) float32 of raw outputs, at the model's temperature."""
         return self.model.head.probabilities(torch.from_numpy(outputs_NK) / self.temperature).numpy()
 
-    def predict_arrays(self, arrays: np.ndarray, batch_size: int = BATCH) -> np.ndarray:
-        """Probabilities (N, K) float32 for stored arrays, uint8."""
+    def predict_arrays(self, arrays: np.ndarray | Ragged, batch_size: int = BATCH) -> np.ndarray:
+        """Probabilities (N, K) float32 for stored rows."""
         return self.probabilities(self.outputs(arrays, batch_size))
 
     def predict(self, values: Sequence[Any], batch_size: int = BATCH, files: bool = True) -> pd.DataFrame:
         """One row for each value: label, probability, p_<class> for each class, and error, the reason where it is unusable.
 
-        A value is bytes, base64 text or, where `files`, a path. A bad one costs its own row only.
+        A value is what the modality serves: for images bytes, base64 text or, where `files`, a path; for text a string. A bad one costs
+        its own row only.
         """
         probabilities_NK, errors = _scored(values, self.spec, batch_size, files, self.predict_arrays, len(self.spec.classes))
         bad_N = np.array([error is not None for error in errors], dtype=bool)
@@ -91,8 +98,8 @@ class Embedder:
         device = torch.device(device)
         return cls(backbone.to(device).eval(), spec, device)
 
-    def embed_arrays(self, arrays: np.ndarray, batch_size: int = BATCH) -> np.ndarray:
-        """Pooled features (N, D) float32 of stored arrays, uint8."""
+    def embed_arrays(self, arrays: np.ndarray | Ragged, batch_size: int = BATCH) -> np.ndarray:
+        """Pooled features (N, D) float32 of stored rows."""
         return _batched(lambda inputs: self.backbone.encode(inputs).pooled_BD, arrays, self.spec, self.device, batch_size)
 
     def predict(self, values: Sequence[Any], batch_size: int = BATCH, files: bool = True) -> pd.DataFrame:
@@ -107,18 +114,18 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> Predictor | 
     return (Predictor if (Path(folder) / "model.json").exists() else Embedder).load(folder, device)
 
 
-def _batched(forward: Callable[[Any], Tensor], arrays: np.ndarray, spec: DataSpec, device: torch.device, batch_size: int) -> np.ndarray:
+def _batched(forward: Callable[[Any], Tensor], arrays: np.ndarray | Ragged, spec: DataSpec, device: torch.device, batch_size: int) -> np.ndarray:
     modality = _modality(spec)
     parts = []
     with torch.inference_mode():
         for start in range(0, len(arrays), batch_size):
-            array_B = torch.from_numpy(np.array(arrays[start : start + batch_size])).to(device)
+            array_B = torch.from_numpy(np.array(modality.collate(arrays[start : start + batch_size], spec))).to(device)
             parts.append(forward(modality.encode(array_B, spec)).float().cpu().numpy())
     return np.concatenate(parts)
 
 
 def _scored(
-    values: Sequence[Any], spec: DataSpec, batch_size: int, files: bool, score: Callable[[np.ndarray], np.ndarray], width: int
+    values: Sequence[Any], spec: DataSpec, batch_size: int, files: bool, score: Callable[[np.ndarray | Ragged], np.ndarray], width: int
 ) -> tuple[np.ndarray, list[str | None]]:
     """Scores (N, width) float32, NaN where a value is unusable, and the reasons, None where it is not."""
     scores = np.full((len(values), width), np.nan, dtype=np.float32)
@@ -127,8 +134,15 @@ def _scored(
         errors += reasons
         good = [start + i for i, reason in enumerate(reasons) if reason is None]
         if good:
-            scores[good] = score(np.stack(arrays))
+            scores[good] = score(_stored(arrays, spec))
     return scores, errors
+
+
+def _stored(arrays: Sequence[np.ndarray], spec: DataSpec) -> np.ndarray | Ragged:
+    """Decoded items as the store would hold them."""
+    modality = _modality(spec)
+    rows = np.stack(arrays) if modality.item_shape else Ragged.of(arrays, np.uint8)
+    return next(iter(modality.pack(rows, spec).values()))
 
 
 def _decoded(values: Sequence[Any], modality: Any, batch_size: int, files: bool) -> Iterator[tuple[int, list[np.ndarray], list[str | None]]]:

@@ -16,12 +16,15 @@ from ml.contracts import UNLABELLED, InputError, Modality, Raw, Source
 from ml.decoding import decode_all, discard, require_space, reserved
 from ml.duplicates import exact_duplicates, near_groups
 from ml.labels import natural_order
+from ml.ragged import Ragged, row_bytes
 from ml.recipe import Data
 from ml.reservation import check_classes, keep_groups_apart, reserve_test
 from ml.store import Store, disk_errors, write_store
 
 SAMPLE_RUNS, SAMPLE_RUN = 16, 16
 SLICE_BYTES = 32 * 2**20
+RAGGED_BYTES = 4096
+"""Room that is asked for a row whose length is known only when it is read."""
 NAMED = 20
 """How many keys or classes the manifest or a message lists at most."""
 
@@ -40,7 +43,7 @@ def preprocess(source: Source, modality: Modality, data: Data, workdir: Path, st
         found = f"one class only: {classes[0]!r}" if classes else "no labelled row"
         raise InputError(f"the data hold {len(scanned)} rows and {found}. Telling classes apart takes labelled rows of at least two")
     modality = type(modality)(modality.plan(list(_sample(source, modality, scanned["key"].tolist())), len(scanned)))
-    needed = len(scanned) * int(np.prod(modality.item_shape))
+    needed = len(scanned) * int(np.prod(modality.item_shape)) if modality.item_shape else len(scanned) * RAGGED_BYTES
     with disk_errors(workdir, 2 * needed):
         require_space([(workdir, max(0, needed - reserved(workdir))), (stores, needed)])
         rows, facts = decode_all(source, modality, scanned["key"].tolist(), workdir, data.workers)
@@ -50,11 +53,13 @@ def preprocess(source: Source, modality: Modality, data: Data, workdir: Path, st
     table, found = _clean(table, rows, modality, data, classes)
     positions = table.index.to_numpy()
     training = positions[table["part"].isin(["train", "unlabelled"]).to_numpy()]
-    spec = modality.spec(classes, modality.statistics(_slices(rows, training)))
+    statistics = modality.statistics(_slices(rows, training))
+    spec = modality.spec(classes, statistics)
     manifest = {"scanned": len(scanned), "ignored": ignored, "quarantined": len(quarantine), **found, **_counts(table, classes)}
     final = _final(table, classes, facts.columns)
     with disk_errors(stores, needed):
-        store = write_store(stores, _slices(rows, positions), modality.item_shape, final, quarantine, spec, manifest)
+        chunks = (modality.pack(chunk, spec) for chunk in _slices(rows, positions))
+        store = write_store(stores, chunks, final, quarantine, spec, manifest)
     discard(workdir)
     return store
 
@@ -72,7 +77,7 @@ def summary(store: Store) -> dict[str, Any]:
     }
 
 
-def _clean(table: pd.DataFrame, rows: np.ndarray, modality: Modality, data: Data, classes: list[str]) -> tuple[pd.DataFrame, dict[str, Any]]:
+def _clean(table: pd.DataFrame, rows: np.ndarray | Ragged, modality: Modality, data: Data, classes: list[str]) -> tuple[pd.DataFrame, dict[str, Any]]:
     """The rows to keep, each with its part and group, and counts of what was removed; the index stays the position in `rows`."""
     usable = table[table["reason"] == ""].copy()
     unlabelled = usable["label"].isna()
@@ -103,7 +108,7 @@ def _clean(table: pd.DataFrame, rows: np.ndarray, modality: Modality, data: Data
         "largest_group": int(sizes.max()),
         "leakage": {"exact": leaked, "near": int(straddling.sum())},
         "conflicts": {
-            "pictures": len(disputed),
+            "items": len(disputed),
             "rows": int(conflict.sum()),
             "examples": [{"keys": one["key"].tolist(), "labels": natural_order(one["label"].dropna())} for one in disputed[:NAMED]],
         },
@@ -127,17 +132,18 @@ def _check_quarantine(quarantine: pd.DataFrame, rows: int, limit: float) -> None
 
 def _sample(source: Source, modality: Modality, keys: list[str]) -> Iterator[Raw]:
     """A few short runs of items spread over the data: runs, because a column file is read in order."""
-    if modality.options.size is not None and modality.options.channels is not None:
+    if modality.planned:
         return
     starts = np.unique(np.linspace(0, max(0, len(keys) - SAMPLE_RUN), SAMPLE_RUNS).astype(int))
     chosen = sorted({row for start in starts.tolist() for row in range(start, min(start + SAMPLE_RUN, len(keys)))})
     yield from source.read([keys[row] for row in chosen])
 
 
-def _slices(rows: np.ndarray, positions: np.ndarray) -> Iterator[np.ndarray]:
-    step = max(1, SLICE_BYTES // int(np.prod(rows.shape[1:])))
+def _slices(rows: np.ndarray | Ragged, positions: np.ndarray) -> Iterator[np.ndarray | Ragged]:
+    step = max(1, SLICE_BYTES // row_bytes(rows))
     for start in range(0, len(positions), step):
-        yield np.asarray(rows[positions[start : start + step]])
+        chunk = rows[positions[start : start + step]]
+        yield chunk if isinstance(chunk, Ragged) else np.asarray(chunk)
 
 
 def _counts(table: pd.DataFrame, classes: list[str]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ def listen(listener: Listener | None) -> None:
 
 
 def update(stage: str, done: int, total: int, **facts: float) -> None:
-    """Tells that `done` of `total` units of `stage` are done, with facts such as loss or images_per_second."""
+    """Tells that `done` of `total` units of `stage` are done, with facts such as loss or rows_per_second."""
     if _listener is not None:
         _listener.update(stage, done, total, facts)
 

@@ -1,4 +1,4 @@
-"""Batch scoring of files, folders, Parquet and CSV into one Parquet file, in parts that survive an interruption.
+"""Batch scoring of files, folders, Parquet, CSV and JSONL into one Parquet file, in parts that survive an interruption.
 
 Each part is a file of at most PART rows in the folder `OUTPUT.parts`, written whole or not at all; at the end the parts become OUTPUT
 by one rename. Memory holds one part at a time.
@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,13 @@ from ml.crash import crash_point
 from ml.predictor import Predictor
 
 PART = 2048
-PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 TABLES = frozenset({".parquet", ".pq"})
-COLUMNS = ("image", "path", "file", "filename")
+FRAMES = {
+    ".csv": partial(pd.read_csv, dtype=str, keep_default_na=False, chunksize=4096),
+    ".tsv": partial(pd.read_csv, dtype=str, keep_default_na=False, chunksize=4096, sep="\t"),
+    ".jsonl": partial(pd.read_json, lines=True, dtype=False, chunksize=4096),
+}
+"""How tables of text are read, a few rows at a time."""
 
 
 @dataclass(frozen=True)
@@ -43,45 +48,42 @@ class Item:
     value: Any
 
 
-def find_inputs(inputs: Sequence[str]) -> list[Path]:
-    """The files that the inputs name, folders searched for pictures; InputError for what cannot be scored."""
+def find_inputs(inputs: Sequence[str], modality: Any) -> list[Path]:
+    """The files that the inputs name, folders searched for the modality's; InputError for what cannot be scored."""
     found: list[Path] = []
     for given in inputs:
         path = Path(given)
         if path.is_dir():
-            inside = sorted(
-                one for one in path.rglob("*") if one.suffix.lower() in PICTURES and one.is_file() and not one.name.startswith(".")
-            )
+            inside = sorted(one for one in path.rglob("*") if one.suffix.lower() in modality.suffixes and one.is_file() and not one.name.startswith("."))
             if not inside:
-                raise InputError(f"the folder {given} holds no picture ({', '.join(sorted(PICTURES))})")
+                raise InputError(f"the folder {given} holds no {modality.noun} ({', '.join(sorted(modality.suffixes))})")
             found += inside
-        elif path.is_file():
-            found.append(path)
         else:
-            raise InputError(f"there is nothing at {given!r}: give pictures, folders of pictures, Parquet or CSV files")
+            found.append(path)
     return found
 
 
-def items(files: Sequence[Path], column: str = "") -> Iterator[Item]:
+def items(files: Sequence[Path], modality: Any, column: str = "") -> Iterator[Item]:
     """Yields what is to be scored, in the order of the files, a few rows in memory at a time."""
     for path in files:
         suffix = path.suffix.lower()
         if suffix in TABLES:
-            yield from _parquet_items(path, column)
-        elif suffix == ".csv":
-            yield from _csv_items(path, column)
+            yield from _parquet_items(path, modality, column)
+        elif suffix in FRAMES:
+            yield from _frame_items(path, modality, column)
         else:
             yield Item(str(path), path.name, path)
 
 
-def check_places(inputs: Sequence[str], output: Path) -> list[Path]:
-    """The files to score, as `find_inputs` gives them; InputError too where `output` cannot be what is written."""
-    files = find_inputs(inputs)
+def check_places(inputs: Sequence[str], output: Path) -> None:
+    """InputError where an input is not there, or `output` cannot be what is written."""
+    for given in inputs:
+        if not Path(given).exists():
+            raise InputError(f"there is nothing at {given!r}: give files, folders of them, Parquet, CSV or JSONL files")
     if output.suffix != ".parquet" or output.is_dir():
         raise InputError(f"the output must be a .parquet file, found {str(output)!r}")
-    if output.resolve() in {path.resolve() for path in files}:
+    if output.resolve() in {Path(given).resolve() for given in inputs}:
         raise InputError(f"the output {output} is one of the inputs")
-    return files
 
 
 def identity(model: str, files: Sequence[Path], column: str, part: int) -> str:
@@ -94,14 +96,16 @@ def score(
     predictor: Predictor, model: str, inputs: Sequence[str], output: Path, batch_size: int, column: str = "", part_rows: int = PART
 ) -> dict[str, Any]:
     """Scores everything into `output`; gives counts. Columns: source, key, those of `Predictor.predict`."""
-    files = check_places(inputs, output)
+    check_places(inputs, output)
+    modality = predictor.modality
+    files = find_inputs(inputs, modality)
     folder = output.with_name(output.name + ".parts")
     total = _count(files)
     try:
         with _owned(folder):
             done = _begin(folder, identity(model, files, column, part_rows))
             rows = sum(pq.read_metadata(part).num_rows for part in done)
-            remaining = islice(items(files, column), rows, None)
+            remaining = islice(items(files, modality, column), rows, None)
             number = len(done)
             while chunk := list(islice(remaining, part_rows)):
                 frame = predictor.predict([item.value for item in chunk], batch_size)
@@ -190,45 +194,36 @@ def _no_parquet(path: Path, error: Exception) -> InputError:
     return InputError(f"{path} is not a whole Parquet file: {' '.join(str(error).split())[:160]}")
 
 
-def _parquet_items(path: Path, column: str) -> Iterator[Item]:
+def _parquet_items(path: Path, modality: Any, column: str) -> Iterator[Item]:
     try:
         with pq.ParquetFile(path) as file:
-            name = _column(path, column, file.schema_arrow.names)
+            name = _column(path, modality, column, file.schema_arrow.names)
             row = 0
             for batch in file.iter_batches(256, columns=[name]):
                 for value in batch.column(0).to_pylist():
-                    yield Item(str(path), str(row), _value(value, path.parent))
+                    yield Item(str(path), str(row), modality.cell(value, path.parent))
                     row += 1
     except pa.ArrowException as error:
         raise _no_parquet(path, error) from None
 
 
-def _csv_items(path: Path, column: str) -> Iterator[Item]:
+def _frame_items(path: Path, modality: Any, column: str) -> Iterator[Item]:
     try:
         row = 0
-        with pd.read_csv(path, dtype=str, keep_default_na=False, chunksize=4096) as chunks:
+        with FRAMES[path.suffix.lower()](path) as chunks:
             for chunk in chunks:
-                name = _column(path, column, list(chunk.columns))
+                name = _column(path, modality, column, list(chunk.columns))
                 for value in chunk[name]:
-                    yield Item(str(path), str(row), _value(value, path.parent))
+                    yield Item(str(path), str(row), modality.cell(value, path.parent))
                     row += 1
     except InputError:
         raise
     except (ValueError, pd.errors.ParserError) as error:
-        raise InputError(f"{path} cannot be read as CSV: {' '.join(str(error).split())[:160]}") from None
+        raise InputError(f"{path} cannot be read as {path.suffix[1:].upper()}: {' '.join(str(error).split())[:160]}") from None
 
 
-def _column(path: Path, column: str, there: list[str]) -> str:
-    for name in (column,) if column else COLUMNS:
+def _column(path: Path, modality: Any, column: str, there: list[str]) -> str:
+    for name in (column,) if column else modality.columns:
         if name in there:
             return name
-    raise InputError(f"{path} has no column {column or ' or '.join(COLUMNS)}; it has {', '.join(there)}. Name it with --column.")
-
-
-def _value(value: Any, folder: Path) -> Any:
-    """Bytes as they are; text as a path beside the file that names it."""
-    if isinstance(value, dict):
-        value = value.get("bytes") or value.get("path")
-    if isinstance(value, str) and os.path.isfile(folder / value):  # noqa: PTH113 (Path.is_file fails on text too long for a path)
-        return folder / value
-    return value if value is not None else b""
+    raise InputError(f"{path} has no column {column or ' or '.join(modality.columns)}; it has {', '.join(there)}. Name it with --column.")

@@ -1,7 +1,9 @@
-"""The train-ready store: one folder of fixed-size arrays, a table about them, and a manifest that vouches for both.
+"""The train-ready store: one folder of arrays, a table about them, and a manifest that vouches for both.
 
-    images.npy          (N, H, W, C) uint8, memory-mapped
-    table.parquet       row i describes array i
+    NAME.npy            (N, ...) one of the arrays that the modality packs, memory-mapped; or, of rows that differ in length,
+    NAME.values.npy     (V,) their values, and
+    NAME.offsets.npy    (N + 1,) where each row begins
+    table.parquet       row i describes row i of each array
     quarantine.parquet  key, reason and bytes of what could not be used
     manifest.json       spec, facts, sha256 and size of each file; written last
 
@@ -30,14 +32,15 @@ import pandas as pd
 
 from ml.contracts import DataSpec, InputError
 from ml.crash import crash_point
+from ml.ragged import Ragged
 
-VERSION = 1
-IMAGES, TABLE, QUARANTINE, MANIFEST = "images.npy", "table.parquet", "quarantine.parquet", "manifest.json"
+VERSION = 2
+TABLE, QUARANTINE, MANIFEST = "table.parquet", "quarantine.parquet", "manifest.json"
 PARTIAL = ".partial-"
 
 
 class Store:
-    """An opened store: `array`, `table`, `labels`, `spec`, `digest`, `manifest`."""
+    """An opened store: `arrays`, of which `array` is what models read, `table`, `labels`, `spec`, `digest`, `manifest`."""
 
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
         self.path = path
@@ -63,9 +66,20 @@ class Store:
         return cls(path, manifest)
 
     @cached_property
-    def array(self) -> np.ndarray:
-        """(N, H, W, C) uint8, memory-mapped and read-only."""
-        return np.load(self.path / IMAGES, mmap_mode="r", allow_pickle=False)
+    def arrays(self) -> dict[str, np.ndarray | Ragged]:
+        """By name, memory-mapped and read-only; the first one is what models read."""
+        return {name: self._array(name) for name in self.manifest["arrays"]}
+
+    @property
+    def array(self) -> np.ndarray | Ragged:
+        """What models read: (N, H, W, C) uint8 for images, Ragged token ids for text."""
+        return next(iter(self.arrays.values()))
+
+    def _array(self, name: str) -> np.ndarray | Ragged:
+        if (self.path / f"{name}.npy").exists():
+            return np.load(self.path / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+        values = np.load(self.path / f"{name}.values.npy", mmap_mode="r", allow_pickle=False)
+        return Ragged(values, np.load(self.path / f"{name}.offsets.npy", allow_pickle=False))
 
     @cached_property
     def table(self) -> pd.DataFrame:
@@ -91,8 +105,7 @@ class Store:
 
 def write_store(
     stores: Path,
-    arrays: Iterable[np.ndarray],
-    shape: tuple[int, ...],
+    chunks: Iterable[Mapping[str, np.ndarray | Ragged]],
     table: pd.DataFrame,
     quarantine: pd.DataFrame,
     spec: DataSpec,
@@ -100,22 +113,22 @@ def write_store(
 ) -> Store:
     """Writes a store under `stores` and opens it; one that is there already and whole is kept.
 
-    `arrays` yields chunks (n, *shape) uint8 in the table's order. A process killed at any moment leaves at most a hidden
+    `chunks` yields the modality's arrays by name for runs of rows in the table's order. A process killed at any moment leaves at most a hidden
     partial folder, which the next writer removes.
     """
     stores.mkdir(parents=True, exist_ok=True)
     with _partial(stores) as folder:
-        pixels = _write_array(folder / IMAGES, arrays, (len(table), *shape))
+        arrays = _write_arrays(folder, chunks, len(table))
         table.to_parquet(folder / TABLE, index=False)
         quarantine.to_parquet(folder / QUARANTINE, index=False)
         # As JSON knows it, so that what is digested is what is read back.
         described = json.loads(json.dumps({"version": VERSION, "spec": asdict(spec), **facts}))
-        content = {"described": described, "images": pixels, "table": _table_digest(table), "quarantine": _table_digest(quarantine)}
+        content = {"described": described, "arrays": arrays, "table": _table_digest(table), "quarantine": _table_digest(quarantine)}
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-        files = {name: {"sha256": _file_sha256(folder / name), "bytes": (folder / name).stat().st_size} for name in (IMAGES, TABLE, QUARANTINE)}
+        files = {name: {"sha256": _file_sha256(folder / name), "bytes": (folder / name).stat().st_size} for name in sorted(path.name for path in folder.iterdir())}
         for name in files:
             _sync(folder / name)
-        manifest = described | {"digest": digest, "files": files}
+        manifest = described | {"arrays": list(arrays), "digest": digest, "files": files}
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True), encoding="utf-8")
         _sync(folder / MANIFEST)
         _sync(folder)
@@ -175,19 +188,56 @@ def _publish(folder: Path, target: Path) -> Store:
     return Store.open(target)
 
 
-def _write_array(path: Path, arrays: Iterable[np.ndarray], shape: tuple[int, ...]) -> str:
-    """Writes an .npy file by chunks, without a mapping (a full disk would kill a mapping's writer); gives the pixels' sha256."""
-    total, rows = hashlib.sha256(), 0
-    with path.open("wb") as file:
-        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-        for array in arrays:
-            data = np.ascontiguousarray(array, dtype=np.uint8)
-            total.update(data)
-            file.write(data)
-            rows += len(data)
-    if rows != shape[0]:
-        raise ValueError(f"{rows} arrays for a table of {shape[0]} rows")
-    return total.hexdigest()
+def _write_arrays(folder: Path, chunks: Iterable[Mapping[str, np.ndarray | Ragged]], rows: int) -> dict[str, str]:
+    """Writes each array by chunks, without a mapping (a full disk would kill a mapping's writer); gives each one's sha256."""
+    writers: dict[str, _Writer] = {}
+    with contextlib.ExitStack() as files:
+        for chunk in chunks:
+            for name, array in chunk.items():
+                if name not in writers:
+                    writers[name] = _Writer(folder, name, array)
+                    files.enter_context(writers[name].file)
+                writers[name].add(array)
+        return {name: writer.close(rows) for name, writer in writers.items()}
+
+
+class _Writer:
+    """One array on its way to its file. The header of an .npy file is written again when the length is known."""
+
+    def __init__(self, folder: Path, name: str, first: np.ndarray | Ragged) -> None:
+        self.folder, self.name, self.ragged = folder, name, isinstance(first, Ragged)
+        self.descr = np.lib.format.dtype_to_descr(first.dtype)
+        self.item = () if self.ragged else first.shape[1:]
+        self.lengths: list[np.ndarray] = []
+        self.rows = self.values = 0
+        self.total = hashlib.sha256(f"{self.descr} {self.item}".encode())
+        self.file = (folder / f"{name}{'.values' if self.ragged else ''}.npy").open("wb")
+        self._header(0)
+
+    def add(self, array: np.ndarray | Ragged) -> None:
+        self.rows += len(array)
+        if isinstance(array, Ragged):
+            self.lengths.append(array.lengths)
+        data = np.ascontiguousarray(array.values if isinstance(array, Ragged) else array)
+        self.values += len(data)
+        self.total.update(data)
+        self.file.write(data)
+
+    def close(self, rows: int) -> str:
+        if self.rows != rows:
+            raise ValueError(f"{self.rows} rows of {self.name} for a table of {rows}")
+        self.file.seek(0)
+        self._header(self.values)
+        self.file.flush()
+        if self.ragged:
+            offsets = np.concatenate([np.zeros(1, np.int64), *[lengths.astype(np.int64) for lengths in self.lengths]]).cumsum()
+            self.total.update(offsets)
+            np.save(self.folder / f"{self.name}.offsets.npy", offsets)
+        return self.total.hexdigest()
+
+    def _header(self, length: int) -> None:
+        """Always of one size: numpy leaves room for the digits of any length."""
+        np.lib.format.write_array_header_1_0(self.file, {"descr": self.descr, "fortran_order": False, "shape": (length, *self.item)})
 
 
 def _table_digest(table: pd.DataFrame) -> str:

@@ -22,8 +22,9 @@ from ml.choice import Choice
 from ml.contracts import InputError
 from ml.model import read_described, read_tensors
 
-PREFIX = re.compile(r"^(module\.|backbone\.|model\.|net\.|_orig_mod\.)+")
-CLASSIFIERS = ("fc.", "head.", "heads.", "classifier.", "head_dist.")
+PREFIX = re.compile(r"^(module\.|backbone\.|model\.|net\.|bert\.|transformer\.|_orig_mod\.)+")
+CLASSIFIERS = ("fc.", "head.", "heads.", "classifier.", "head_dist.", "pooler.", "cls.", "lm_head.")
+CONSTANTS = re.compile(r"embeddings\.position_ids|h\.\d+\.attn\.(masked_)?bias")  # what old files of BERT and GPT-2 hold beside their weights
 WRAPPERS = ("state_dict", "model", "model_state", "model_state_dict")
 LISTED = 12  # differences that an error names
 
@@ -33,11 +34,11 @@ def load_weights(backbone: nn.Module, where: str | Path, chosen: Choice) -> dict
 
     Gives, JSON-able: source, tensors (how many), adapted (names of those made to fit), ignored (names of those left unused).
 
-    `where` is (1) a folder with backbone.json or model.json of ours, (2) a file .safetensors, .pt or .pth, (3) a name of
-    published weights, such as IMAGENET1K_V1.
+    `where` is (1) a folder with backbone.json or model.json of ours, or with Hugging Face's model.safetensors, (2) a file
+    .safetensors, .pt or .pth, (3) a name of published weights, such as IMAGENET1K_V1.
     """
     where = str(where)
-    tensors = {PREFIX.sub("", name): value for name, value in _read(backbone, where, chosen).items()}
+    tensors = {_plain(name): value for name, value in _read(backbone, where, chosen).items()}
     own = {PREFIX.sub("", name): (name, value) for name, value in backbone.state_dict().items()}
     state, adapted, wrong = {}, [], []
     for name, (full, value) in own.items():
@@ -57,7 +58,8 @@ def load_weights(backbone: nn.Module, where: str | Path, chosen: Choice) -> dict
             wrong.append(f"{name} holds values that are not finite")
         state[full] = given
     ignored = sorted(tensors.keys() - own.keys())
-    wrong += [f"unexpected {name} {_shape(tensors[name])}" for name in ignored if not name.startswith(CLASSIFIERS)]
+    surplus = [name for name in ignored if not (name.startswith(CLASSIFIERS) or CONSTANTS.fullmatch(name))]
+    wrong += [f"unexpected {name} {_shape(tensors[name])}" for name in surplus]
     if wrong:
         raise InputError(_mismatch(where, chosen, wrong, tensors))
     backbone.load_state_dict(state, strict=False)
@@ -86,7 +88,9 @@ def _read(backbone: nn.Module, where: str, chosen: Choice) -> Mapping[str, Tenso
         for kind in ("backbone", "model"):
             if (path / f"{kind}.json").is_file():
                 return _ours(path, kind, chosen)
-        raise InputError(f"{path} holds neither backbone.json nor model.json: give a folder that warmstart wrote, or a weights file")
+        if (path / "model.safetensors").is_file():
+            return read_tensors(path / "model.safetensors")
+        raise InputError(f"{path} holds neither backbone.json nor model.json, nor model.safetensors: give a folder that warmstart wrote, or a weights file")
     if path.is_file():
         if path.suffix == ".safetensors":
             kind = path.stem
@@ -98,6 +102,11 @@ def _read(backbone: nn.Module, where: str, chosen: Choice) -> Mapping[str, Tenso
     if published is None:
         raise InputError(f"there is no file {where!r}, and {chosen.name.value} has no published weights: use `random`, a file or models:/NAME@ALIAS")
     return published(where)
+
+
+def _plain(name: str) -> str:
+    """The name of a tensor without prefixes, as it is today: the first BERT files call the weights of their norms gamma and beta."""
+    return PREFIX.sub("", name).replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
 
 
 def _ours(folder: Path, kind: str, chosen: Choice) -> Mapping[str, Tensor]:
@@ -170,6 +179,8 @@ def _mismatch(where: str, chosen: Choice, wrong: list[str], tensors: Mapping[str
         hint = f"\nOnly the stem differs: set backbone.options.stem={'standard' if kernel == 7 else 'small'}."
     if any("conv_proj.weight is" in line for line in wrong):
         hint = f"\nThe patches differ: set backbone.options.patch={tensors['conv_proj.weight'].shape[-1]}."
+    if "config" in type(chosen.parsed()).model_fields and (Path(where) / "config.json").is_file():
+        hint = f"\nSet backbone.options.config={where}, which takes the shape from there."
     return f"the weights {where} do not fit the backbone {chosen.name.value}:\n" + "\n".join(f"  {line}" for line in lines) + hint
 
 

@@ -8,7 +8,6 @@ import numpy as np
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from ml.classical import classical as fit_classical
 from ml.recipe import Recipe
 from ml.store import Store
 from tasks.references import ClassicalRef, DatasetRef, SplitsRef
@@ -20,19 +19,15 @@ from tasks.tracking.stages import StageRun
 @task(name="classical", cache_policy=NO_CACHE, **TASK)
 def classical(dataset: DatasetRef, splits: SplitsRef, recipe: Recipe, run: Run) -> ClassicalRef:
     """Fits on the training rows, and keeps its probabilities for the test rows."""
-    modality = recipe.data.modality.chosen
-
     def body(stage: StageRun) -> dict:
         store, rows = Store.open(Path(dataset.path)), read_split(splits)
-        found = fit_classical(
-            store.array, store.labels, rows.train, rows.validation, rows.test, modality.features, len(store.spec.classes), recipe.seed
-        )
+        found = recipe.data.modality.make().alternative(store, rows.train, rows.validation, rows.test, recipe.seed)
         stage.log_params(found.settings)
         np.save(stage.workdir / "probabilities.npy", found.probabilities_NK.astype(np.float32))
         stage.log_artifact(stage.workdir / "probabilities.npy")
         return {"digest": sha256(stage.workdir / "probabilities.npy"), "description": found.note}
 
     inputs = {"dataset": dataset.digest, "split": splits.digest}
-    modules = ["ml.classical", modality.__module__, "tasks.classical"]
+    modules = [recipe.data.modality.chosen.__module__, "tasks.classical"]
     summary, output = run.stage("classical", body, options={"seed": recipe.seed}, inputs=inputs, modules=modules)
     return ClassicalRef(summary, output["digest"], output["description"])

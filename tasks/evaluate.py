@@ -53,7 +53,7 @@ def evaluate(
         stage.log_json(content, "evaluation.json")
         result.predictions.to_parquet(stage.workdir / "predictions.parquet", index=False)
         stage.log_artifact(stage.workdir / "predictions.parquet")
-        for name, figure in _draw(result, content, store, rows).items():
+        for name, figure in _draw(result, content, store, rows, recipe).items():
             stage.log_figure(figure, f"pictures/{name}.png")
         for arm, name in METHODS.items():
             if arm in result.metrics:
@@ -107,7 +107,7 @@ def seen(store: Store, rows: Split, backbone: BackboneRef) -> int:
     return int(table["row_id"].iloc[rows.test].isin(trained).sum())
 
 
-def _draw(result: Evaluation, content: dict[str, Any], store: Store, rows: Split) -> dict[str, Figure]:
+def _draw(result: Evaluation, content: dict[str, Any], store: Store, rows: Split, recipe: Recipe) -> dict[str, Figure]:
     """The evaluation's pictures by name, in the order in which a reader wants them."""
     wrong = rows.test[[one["row"] for one in content["mistakes"]]] if content["mistakes"] else rows.test[:0]
     return {
@@ -115,5 +115,5 @@ def _draw(result: Evaluation, content: dict[str, Any], store: Store, rows: Split
         "2_confusion": pictures.confusion(result.confusion_KK, result.classes),
         "3_reliability": pictures.reliability(content["calibration"]),
         "4_per_class": pictures.per_class(content["per_class"]),
-        "5_mistakes": pictures.mistakes(content["mistakes"], store.array[wrong]),
+        "5_mistakes": recipe.data.modality.make().mistakes(content["mistakes"], store, wrong),
     }

@@ -67,6 +67,8 @@ def _train(name: str, model: Model, store: Store, rows: Split, recipe: Recipe, s
     """Trains in place; gives the temperature that calibrates the result on the validation rows, and the seconds that training took."""
     part, device, modality = recipe.finetuning, device_of(recipe.compute), recipe.data.modality.make()
     settings, method = part.fit, part.method.make()
+    if hasattr(method, "begin"):
+        method.begin(model)
     augment = augmentation(recipe, part, store.spec)
     labels = store.labels[rows.train]
     counts = np.bincount(labels, minlength=len(store.spec.classes))
@@ -96,6 +98,8 @@ def _train(name: str, model: Model, store: Store, rows: Split, recipe: Recipe, s
         metric=f"validation/{metric}",
         higher_is_better=metric not in LOWER_IS_BETTER,
     )
+    if hasattr(method, "finish"):
+        method.finish(model)
     log_fitted(stage, fitted, len(rows.train), metric)
     stage.log_metrics({"best/score": fitted.best_score, "best/epoch": float(fitted.best_epoch + 1)})
     logits_NK = logits(model, store, modality, rows.validation, device)

@@ -45,5 +45,8 @@ def _log(stage: StageRun, recipe: Recipe, store: Store) -> None:
     stage.log_input(recipe.name, store.digest, "preprocess", len(store.table))
     for name in ("quarantine.parquet", "manifest.json"):
         stage.log_artifact(store.path / name, "store")
-    for name, figure in overview(store).items():
+    modality = recipe.data.modality.make()
+    for name, text in modality.artifacts(store.spec).items():
+        stage.log_text(text, name)
+    for name, figure in overview(store, modality).items():
         stage.log_figure(figure, f"pictures/{name}.png")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
+import numpy as np
 import torch
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from torch import nn
 
 from ml.contracts import UNLABELLED, InputError
-from ml.feed import Feed, rows_of, seed_of
+from ml.feed import Feed, rows_of, seed_of, stream
 from ml.fit import fit
 from ml.groups import parameter_groups
 from ml.model import save_backbone
@@ -67,12 +69,20 @@ def _train(backbone: nn.Module, store: Store, recipe: Recipe, stage: StageRun, d
     rows = rows_of(store, *SEEN)
     if objective.labels:
         rows = rows[store.labels[rows] != UNLABELLED]
+    augment = augmentation(recipe, recipe.pretraining, store.spec)
+    trained, held = (store, None)
+    if objective.packed:
+        trained, rows, held = stream(store, rows, recipe.seed)
     if len(rows) < 2:
         raise InputError(f"pretraining needs at least 2 rows outside the test, found {len(rows)}. Give more data or set pretraining.enabled=false.")
-    augment = augmentation(recipe, recipe.pretraining, store.spec)
     batch = min(settings.batch_size, len(rows))
-    feed = Feed(store, modality, rows, batch, recipe.seed, device, augment, objective.views, settings.accumulate)
+    feed = Feed(trained, modality, rows, batch, recipe.seed, device, augment, objective.views, settings.accumulate)
     probe = nearest_neighbours(store, modality, device, recipe.seed) if recipe.pretraining.probe else None
+
+    def validate(module: nn.Module) -> dict[str, float]:
+        found = {"probe/knn_accuracy": probe(module.backbone)} if probe else {}
+        return found | ({f"validation/{name}": value for name, value in held_out(module, feed, held).items()} if held is not None else {})
+
     fitted = fit(
         objective,
         feed,
@@ -82,15 +92,33 @@ def _train(backbone: nn.Module, store: Store, recipe: Recipe, stage: StageRun, d
         groups=parameter_groups(objective, settings.learning_rate, settings.weight_decay),
         workdir=stage.workdir,
         report=stage.report,
-        validate=(lambda module: {"probe/knn_accuracy": probe(module.backbone)}) if probe else None,
+        validate=validate if probe or held is not None else None,
     )
     log_fitted(stage, fitted, len(rows))
-    if hasattr(objective, "pictures"):
-        with torch.no_grad():
-            pictures = objective.eval().pictures(feed.batch(rows[:16], 0, 0))
-        for name, grid_CHW in pictures.items():
-            stage.log_figure(picture(grid_CHW.cpu().numpy()), f"pictures/{name}.png")
+    _show(objective.eval(), feed, rows[:16] if held is None else held[:16], stage)
     return fitted.seconds
+
+
+def held_out(module: nn.Module, feed: Feed, held: np.ndarray) -> dict[str, float]:
+    """Means of the loss and its extras on blocks that are not trained on, under the same draws each time."""
+    sums: dict[str, float] = {}
+    torch.manual_seed(0)
+    for start in range(0, len(held), feed.batch_size):
+        rows = held[start : start + feed.batch_size]
+        result = module.step(feed.batch(rows, 0, start))
+        for name, value in {"loss": result.loss, **result.extras}.items():
+            sums[name] = sums.get(name, 0.0) + float(value) * len(rows) / len(held)
+    return sums | {"perplexity": math.exp(min(sums["loss"], 50.0))}
+
+
+def _show(objective: nn.Module, feed: Feed, rows: np.ndarray, stage: StageRun) -> None:
+    """What the objective makes of a few rows: pictures, or examples as text."""
+    with torch.no_grad():
+        batch = feed.batch(rows, 0, 0)
+        for name, grid_CHW in (objective.pictures(batch) if hasattr(objective, "pictures") else {}).items():
+            stage.log_figure(picture(grid_CHW.cpu().numpy()), f"pictures/{name}.png")
+        if hasattr(objective, "examples"):
+            stage.log_text("\n\n".join(objective.examples(batch, feed.modality.reader(feed.store.spec))), "examples.txt")
 
 
 def _start(weights: str) -> str | Path | None:

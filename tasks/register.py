@@ -7,6 +7,7 @@ import statistics
 import time
 from importlib.metadata import version as installed
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -52,7 +53,8 @@ def register(
         folder = fetch(model.stage.run_id, "model")
         judged = _judge(stage, name, folder, dataset, splits, recipe)
         raw = _raw(recipe, Store.open(Path(dataset.path)), read_split(splits).test[:GOLDEN])
-        frame = pd.DataFrame({recipe.data.modality.name.value: raw})
+        column, modality = recipe.data.modality.name.value, recipe.data.modality.chosen
+        frame = pd.DataFrame({column: raw})
         expected = Predictor.load(folder).predict(raw)
         made = registry.register(
             name,
@@ -61,7 +63,7 @@ def register(
             model_folder=folder,
             pyfunc_file=ROOT / "tasks" / "pyfunc_model.py",
             code_paths=[ROOT / "ml"],
-            signature=signature(recipe.data.modality.name.value, expected),
+            signature=signature(column, modality.column_type, expected),
             example=frame[:2],
             pip_requirements=[f"{package}=={installed(package)}" for package in _requirements(recipe)],
             tags={"warmstart.dataset": dataset.digest, "warmstart.evaluation": evaluation.stage.run_id, "warmstart.passed": str(judged["passed"]).lower()},
@@ -131,17 +133,18 @@ def _slices(store: Store, test: np.ndarray) -> np.ndarray | None:
     return named.fillna("").to_numpy(str) if named.notna().any() else None
 
 
-def _raw(recipe: Recipe, store: Store, rows: np.ndarray) -> list[bytes]:
-    """The items as the source holds them, undecoded."""
+def _raw(recipe: Recipe, store: Store, rows: np.ndarray) -> list[Any]:
+    """The items as a user would send them, undecoded."""
     keys = store.table["key"].iloc[rows].tolist()
     items = list(recipe.data.source.make().read(keys))
     for key, item in zip(keys, items, strict=True):
         if item.data is None:
             raise InputError(f"the test item {key!r} can no longer be read ({item.reason}): run again with --from preprocess")
-    return [item.data for item in items]
+    modality = recipe.data.modality.make()
+    return [modality.request(item.data) for item in items]
 
 
-def _seconds(predictors: list[Predictor], raw: list[bytes]) -> list[float]:
+def _seconds(predictors: list[Predictor], raw: list[Any]) -> list[float]:
     """Median seconds for a row, decoding included, measured in turns."""
     taken: list[list[float]] = [[] for _ in predictors]
     for repeat in range(4):
@@ -162,4 +165,4 @@ def _check_parity(uri: str, frame: pd.DataFrame, expected: pd.DataFrame) -> None
 
 
 def _requirements(recipe: Recipe) -> list[str]:
-    return [*REQUIREMENTS, *getattr(recipe.backbone.chosen, "requires", ())]
+    return [*REQUIREMENTS, *recipe.data.modality.chosen.requires, *getattr(recipe.backbone.chosen, "requires", ())]

@@ -88,7 +88,7 @@ def _context(
             "exact copies removed": facts["duplicates"]["exact"],
             "near copies kept together": facts["duplicates"]["near"],
             "copies of test rows removed": sum(facts["leakage"].values()),
-            "pictures with two labels": facts["conflicts"]["pictures"],
+            "items with two labels": facts["conflicts"]["items"],
             "largest class over smallest": round(float(facts["imbalance"]), 2),
             "digest": dataset.digest[:16],
         },

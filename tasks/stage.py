@@ -30,7 +30,7 @@ STAGES = ("preprocess", "pretrain", "split", "finetune", "baseline", "classical"
 
 TRAINING = ("pretrain", "finetune", "baseline")
 
-MACHINERY = ("learning_rate", "images_per_second", "data_share")
+MACHINERY = ("learning_rate", "rows_per_second", "data_share")
 """Curves of a training that say nothing of what was learnt."""
 
 
@@ -157,7 +157,7 @@ def log_fitted(stage: StageRun, fitted: Fitted, rows: int, metric: str = "") -> 
     """How a training went, as parameters, final metrics, the `best/*` values to compare runs by, and its curves with that of `metric`."""
     stage.log_params({"epochs_done": fitted.epochs, "steps": fitted.steps, "rows": rows, "precision_used": fitted.precision})
     stage.log_metrics(
-        {"seconds": fitted.seconds, "images_per_second": fitted.images_per_second, "data_share": fitted.data_share}
+        {"seconds": fitted.seconds, "rows_per_second": fitted.rows_per_second, "data_share": fitted.data_share}
         | {f"best/{name}": value for name, value in fitted.metrics.items()}
     )
     stage.log_figure(curves(_series(stage, metric)), "pictures/curves.png")

@@ -1,7 +1,10 @@
 """Backbones: the networks that are pretrained and fine-tuned, all with one `encode(inputs) -> Features`."""
 
+from ml.backbones.bert import Bert
+from ml.backbones.gpt import Gpt
 from ml.backbones.resnet import ResNet18, ResNet34, ResNet50
 from ml.backbones.small_cnn import SmallCNN
+from ml.backbones.text_cnn import TextCnn
 from ml.backbones.timm_model import TimmModel
 from ml.backbones.vgg import VGG11, VGG16
 from ml.backbones.vit import ViTB16, ViTTiny
@@ -16,4 +19,7 @@ BACKBONES: dict[str, type] = {
     "vit-tiny": ViTTiny,
     "vit-b16": ViTB16,
     "timm": TimmModel,
+    "text-cnn": TextCnn,
+    "bert": Bert,
+    "gpt": Gpt,
 }

@@ -4,10 +4,12 @@ from ml.methods.full import Full
 from ml.methods.gradual_unfreezing import GradualUnfreezing
 from ml.methods.layer_decay import LayerDecay
 from ml.methods.linear_probe import LinearProbe
+from ml.methods.lora import Lora
 
 METHODS: dict[str, type] = {
     "full": Full,
     "linear-probe": LinearProbe,
     "gradual-unfreezing": GradualUnfreezing,
     "layer-decay": LayerDecay,
+    "lora": Lora,
 }

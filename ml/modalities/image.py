@@ -9,10 +9,11 @@ import base64
 import binascii
 import enum
 import hashlib
+import os
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,9 +21,13 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from ml import contracts
+from ml.classical import Classical, classical
 from ml.contracts import DataSpec, Decoded, InputError, Mix, Raw
 from ml.modalities import image_augment, image_features
 from ml.pixels import Unreadable, difference_hash, pixels, read_header, resized
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MANY_ROWS = 20_000
 """From this many rows on, `plan` chooses smaller pictures: a pass over the data must stay affordable."""
@@ -58,8 +63,12 @@ class Image:
 
     Augmentation = image_augment.Augmentation
     presets = image_augment.PRESETS
-    features = staticmethod(image_features.features)
-    dtype = "uint8"
+    noun = "images"
+    column_type = "binary"
+    columns = ("image", "path", "file", "filename")
+    suffixes = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
+    signature_bits = 3
+    requires = ()
 
     def __init__(self, options: Image.Options) -> None:
         self.options = options
@@ -69,9 +78,13 @@ class Image:
         """(H, W, C) of a stored item, once size and channels are resolved."""
         return (self.options.size, self.options.size, self.options.channels)
 
+    @property
+    def planned(self) -> bool:
+        return self.options.size is not None and self.options.channels is not None
+
     def plan(self, sample: Sequence[Raw], rows: int) -> Image.Options:
         """The options with size and channels resolved from a sample of the data, of which there are `rows`."""
-        if self.options.size is not None and self.options.channels is not None:
+        if self.planned:
             return self.options
         sides, gray = [], True
         for raw in sample:
@@ -130,6 +143,34 @@ class Image:
         height, width, channels = self.item_shape
         return DataSpec("image", self.options.model_dump(mode="json"), (channels, height, width), tuple(classes), dict(statistics))
 
+    def pack(self, rows: np.ndarray, spec: DataSpec) -> dict[str, np.ndarray]:
+        """Decoded pictures are what is stored."""
+        return {"image": rows}
+
+    def collate(self, rows: np.ndarray, spec: DataSpec) -> np.ndarray:
+        """(B, H, W, C) uint8: stored rows are a batch already."""
+        return rows
+
+    def artifacts(self, spec: DataSpec) -> dict[str, str]:
+        """Nothing beside mean and deviation is learnt from the data."""
+        return {}
+
+    def alternative(self, store: Any, train: np.ndarray, validation: np.ndarray, test: np.ndarray, seed: int) -> Classical:
+        """A support vector machine on small pixels and gradients."""
+        return classical(store.array, store.labels, train, validation, test, image_features.features, len(store.spec.classes), seed)
+
+    def overview(self, store: Any) -> dict[str, Figure]:
+        """A sample and the sizes."""
+        from ml import image_pictures  # imported where it is used: a served model draws nothing
+
+        return image_pictures.overview(store)
+
+    def mistakes(self, items: Sequence[Mapping[str, Any]], store: Any, rows: np.ndarray) -> Figure:
+        """The pictures in the rows of `items`, which are as `Evaluation.mistakes`."""
+        from ml import image_pictures
+
+        return image_pictures.mistakes(items, store.array[rows])
+
     def encode(self, array_B: Tensor, spec: DataSpec) -> dict[str, Tensor]:
         """Stored pictures (B, H, W, C) uint8 as {"image": (B, C, H, W) float32}, normalised; no randomness."""
         return {"image": _normalised(_unit(array_B), spec)}
@@ -155,6 +196,18 @@ class Image:
             return Raw(base64.b64decode("".join(value.split()), validate=True))
         except (binascii.Error, ValueError):
             raise InputError(f"neither base64 nor a file that exists: {value[:64]!r}") from None
+
+    def cell(self, value: Any, folder: Path) -> Any:
+        """What a table holds: bytes as they are; text as a path beside the file that names it."""
+        if isinstance(value, dict):
+            value = value.get("bytes") or value.get("path")
+        if isinstance(value, str) and os.path.isfile(folder / value):  # noqa: PTH113 (Path.is_file fails on text too long for a path)
+            return folder / value
+        return value if value is not None else b""
+
+    def request(self, raw: bytes) -> bytes:
+        """A source's item as a user would send it."""
+        return raw
 
     def _file(self, path: Path) -> Raw:
         if not path.is_file():

@@ -1,7 +1,9 @@
 """Objectives: what a backbone is pretrained with."""
 
+from ml.objectives.causal_language import CausalLanguage
 from ml.objectives.denoising import Denoising
 from ml.objectives.masked import Masked
+from ml.objectives.masked_language import MaskedLanguage
 from ml.objectives.simclr import SimCLR
 from ml.objectives.supervised import Supervised
 from ml.objectives.vicreg import VICReg
@@ -12,4 +14,6 @@ OBJECTIVES: dict[str, type] = {
     "masked": Masked,
     "denoising": Denoising,
     "supervised": Supervised,
+    "masked-language": MaskedLanguage,
+    "causal-language": CausalLanguage,
 }

@@ -30,6 +30,7 @@ class Denoising(nn.Module):
     labels: ClassVar[bool] = False
     views: ClassVar[int] = 1
     augmentation: ClassVar[str] = "light"
+    packed: ClassVar[bool] = False
 
     def __init__(self, options: DenoisingOptions, backbone: nn.Module, spec: DataSpec):
         super().__init__()

@@ -33,6 +33,7 @@ class Masked(nn.Module):
     labels: ClassVar[bool] = False
     views: ClassVar[int] = 1
     augmentation: ClassVar[str] = "light"
+    packed: ClassVar[bool] = False
 
     def __init__(self, options: MaskedOptions, backbone: nn.Module, spec: DataSpec):
         super().__init__()

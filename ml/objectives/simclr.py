@@ -30,6 +30,7 @@ class SimCLR(nn.Module):
     labels: ClassVar[bool] = False
     views: ClassVar[int] = 2
     augmentation: ClassVar[str] = "contrastive"
+    packed: ClassVar[bool] = False
 
     def __init__(self, options: SimCLROptions, backbone: nn.Module, spec: DataSpec):
         super().__init__()

@@ -26,6 +26,7 @@ class Supervised(nn.Module):
     labels: ClassVar[bool] = True
     views: ClassVar[int] = 1
     augmentation: ClassVar[str] = "standard"
+    packed: ClassVar[bool] = False
 
     def __init__(self, options: SupervisedOptions, backbone: nn.Module, spec: DataSpec):
         super().__init__()

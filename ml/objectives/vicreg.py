@@ -32,6 +32,7 @@ class VICReg(nn.Module):
     labels: ClassVar[bool] = False
     views: ClassVar[int] = 2
     augmentation: ClassVar[str] = "contrastive"
+    packed: ClassVar[bool] = False
 
     def __init__(self, options: VICRegOptions, backbone: nn.Module, spec: DataSpec):
         super().__init__()

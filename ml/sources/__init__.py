@@ -3,7 +3,10 @@
 from ml.sources.csv import Csv
 from ml.sources.image_folder import ImageFolder
 from ml.sources.parquet import Parquet
+from ml.sources.python_docs import PythonDocs
 from ml.sources.sklearn_digits import SklearnDigits
+from ml.sources.text_folder import TextFolder
+from ml.sources.text_table import TextTable
 from ml.sources.torchvision import Torchvision
 
 SOURCES = {
@@ -12,4 +15,7 @@ SOURCES = {
     "parquet": Parquet,
     "csv": Csv,
     "torchvision": Torchvision,
+    "text-table": TextTable,
+    "text-folder": TextFolder,
+    "python-docs": PythonDocs,
 }

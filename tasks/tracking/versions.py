@@ -34,14 +34,14 @@ def pinned(uri: str) -> str:
     return one.uri
 
 
-def signature(column: str, output: pd.DataFrame) -> ModelSignature:
-    """A signature that takes bytes in `column` (base64 over HTTP) and gives what `output` is an example of."""
+def signature(column: str, kind: str, output: pd.DataFrame) -> ModelSignature:
+    """A signature that takes `column` of MLflow's type `kind` (binary is base64 over HTTP) and gives what `output` is an example of."""
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema
 
     texts = {"label", "error"}
     columns = [ColSpec(DataType.string if name in texts else DataType.float, name, required=name not in texts) for name in output.columns]
-    return ModelSignature(Schema([ColSpec(DataType.binary, column)]), Schema(columns))
+    return ModelSignature(Schema([ColSpec(DataType[kind], column)]), Schema(columns))
 
 
 def scored(uri: str, frame: pd.DataFrame) -> pd.DataFrame:

@@ -118,7 +118,7 @@ def test_what_the_stages_recorded(runs, client, finished):
     stage = {name: runs[run_id] for name, run_id in finished.stages().items()}
     losses = client.get_metric_history(stage["pretrain"].info.run_id, "train/loss")
     assert len(losses) >= 3 and [one.step for one in losses] == sorted({one.step for one in losses})
-    assert "best/score" in stage["finetune"].data.metrics and "images_per_second" in stage["finetune"].data.metrics
+    assert "best/score" in stage["finetune"].data.metrics and "rows_per_second" in stage["finetune"].data.metrics
     assert stage["finetune"].data.params["finetuning.fit.learning_rate"] == "0.01"
     assert runs[finished.result["run_id"]].data.metrics["best/accuracy"] == finished.result["metrics"]["accuracy"]["value"]
     for name in ("preprocess", "pretrain", "finetune", "baseline", "evaluate"):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ml.duplicates import BITS, WINDOW, Forest, _candidates, exact_duplicates, near_groups
+from ml.duplicates import WINDOW, Forest, _candidates, exact_duplicates, near_groups
 from ml.modalities.image import Image
 
 MODALITY = Image(Image.Options(size=8, channels=1))
@@ -25,9 +25,9 @@ def noise(count, seed=0):
 @given(st.lists(st.tuples(st.integers(0, 2**64 - 1), st.sets(st.integers(0, 63), max_size=5)), min_size=1, max_size=20))
 def test_candidates_are_all_pairs_within_three_bits(pairs):
     signatures = np.array([value for value, _ in pairs] + [value ^ sum(1 << bit for bit in bits) for value, bits in pairs], np.uint64)
-    found = {frozenset(pair) for left, right in _candidates(signatures, np.zeros(len(signatures))) for pair in zip(left.tolist(), right.tolist(), strict=True)}
+    found = {frozenset(pair) for left, right in _candidates(signatures, np.zeros(len(signatures)), 3) for pair in zip(left.tolist(), right.tolist(), strict=True)}
     count = len(signatures)
-    expected = {frozenset((a, b)) for a in range(count) for b in range(a) if int(signatures[a] ^ signatures[b]).bit_count() <= BITS}
+    expected = {frozenset((a, b)) for a in range(count) for b in range(a) if int(signatures[a] ^ signatures[b]).bit_count() <= 3}
     assert found == expected
 
 

@@ -80,7 +80,7 @@ def test_it_learns_and_reports(tmp_path):
     assert fitted.best_score > 0.9
     curve = losses(lines)
     assert curve[24] < curve[1]
-    assert {"train/learning_rate", "train/images_per_second", "train/data_share", "train/accuracy"} <= set(lines[0][1])
+    assert {"train/learning_rate", "train/rows_per_second", "train/data_share", "train/accuracy"} <= set(lines[0][1])
 
 
 def test_equal_seeds_give_equal_weights_and_others_do_not(tmp_path):

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from PIL import Image as Pillow
 
-from ml import pictures
+from ml import image_pictures, pictures
 from ml.evaluation import evaluate
 from ml.metrics import CLASSIFICATION
 from ml.report import duration, number, render
@@ -46,9 +46,9 @@ def test_every_picture_draws_hostile_names(content):
         pictures.per_class(content["per_class"]),
         pictures.arms(content["metrics"], "accuracy"),
         pictures.arms(content["metrics"], "log_loss"),
-        pictures.mistakes(content["mistakes"], arrays),
-        pictures.mistakes(content["mistakes"], arrays[..., :1]),
-        pictures.mistakes([], arrays[:0]),
+        image_pictures.mistakes(content["mistakes"], arrays),
+        image_pictures.mistakes(content["mistakes"], arrays[..., :1]),
+        image_pictures.mistakes([], arrays[:0]),
         pictures.curves({"loss $": {"a$b": ([1, 2, 3], [3.0, 2.0, 1.0]), "other": ([1], [2.0])}, "probe": {"p": ([1, 2], [0.1, 0.2])}}),
         pictures.curves({}),
     ]

@@ -17,6 +17,7 @@ from PIL import Image
 
 from ml import decoding, progress
 from ml.contracts import UNLABELLED, InputError
+from ml.modalities import MODALITIES
 from ml.overview import overview
 from ml.preprocess import preprocess, summary
 from ml.recipe import Data
@@ -218,7 +219,7 @@ def test_exact_copies_go_and_conflicts_are_flagged(scenes, tmp_path):
     assert not {"b/disputed.png", "a/2.png"} & set(store.table["key"])
     assert store.manifest["duplicates"]["exact"] == 1
     assert store.manifest["conflicts"] == {
-        "pictures": 1,
+        "items": 1,
         "rows": 2,
         "examples": [{"keys": ["a/2.png", "b/disputed.png"], "labels": ["a", "b"]}],
     }
@@ -341,11 +342,11 @@ def test_the_summary_is_json(digits):
 
 
 def test_the_overview_draws_what_there_is(digits, scenes, tmp_path):
-    assert set(overview(digits)) == {"classes", "sample", "sizes"}
+    assert set(overview(digits, MODALITIES["image"](MODALITIES["image"].Options()))) == {"classes", "sample", "sizes"}
     (scenes / "a" / "new.png").write_bytes(b"")
     save(scenes / "$x^{" / "1.png", scene(50))
     save(scenes / "$x^{" / "2.png", scene(51, 20))
-    figures = overview(run(tmp_path, "image-folder", options={"path": str(scenes)}))
+    figures = overview(run(tmp_path, "image-folder", options={"path": str(scenes)}), MODALITIES["image"](MODALITIES["image"].Options()))
     assert set(figures) == {"classes", "sample", "sizes", "quarantine"}
     for figure in figures.values():
         assert isinstance(figure, Figure)

@@ -174,7 +174,7 @@ def test_parts_of_another_scoring_are_not_taken(predictor, pictures, files, tmp_
     ("make", "words"),
     [
         (lambda root: [str(root / "none")], ["nothing at", "none"]),
-        (lambda root: [str(root)], ["holds no picture", ".png"]),
+        (lambda root: [str(root)], ["holds no images", ".png"]),
         (lambda root: [_written(root / "cut.parquet", b"PAR1 not whole")], ["cut.parquet", "not a whole Parquet file"]),
         (lambda root: [_written(root / "empty.csv", b"")], ["empty.csv", "cannot be read as CSV"]),
         (lambda root: [_written(root / "none.csv", b"image\n")], ["nothing to score"]),

@@ -26,7 +26,7 @@ def write(folder, array=None, frame=None, chunks=3, quarantined=(), **facts):
     array = arrays() if array is None else array
     quarantine = pd.DataFrame({"key": list(quarantined), "reason": "bad", "bytes": 1})
     pieces = np.array_split(array, chunks)
-    return write_store(folder, pieces, (4, 4, 3), table() if frame is None else frame, quarantine, SPEC, {"rows": len(array), **facts})
+    return write_store(folder, ({"image": piece} for piece in pieces), table() if frame is None else frame, quarantine, SPEC, {"rows": len(array), **facts})
 
 
 def test_what_is_written_is_read_back(tmp_path):
@@ -60,12 +60,12 @@ def test_the_digest_is_that_of_the_content_alone(tmp_path):
 
 def test_a_store_that_is_there_is_kept_and_a_damaged_one_replaced(tmp_path):
     store = write(tmp_path)
-    inode = (store.path / "images.npy").stat().st_ino
+    inode = (store.path / "image.npy").stat().st_ino
     assert write(tmp_path).digest == store.digest
-    assert (store.path / "images.npy").stat().st_ino == inode
-    data = bytearray((store.path / "images.npy").read_bytes())
+    assert (store.path / "image.npy").stat().st_ino == inode
+    data = bytearray((store.path / "image.npy").read_bytes())
     data[-1] ^= 1
-    (store.path / "images.npy").write_bytes(data)
+    (store.path / "image.npy").write_bytes(data)
     write(tmp_path).verify()
     (store.path / MANIFEST).unlink()
     write(tmp_path).verify()
@@ -105,25 +105,25 @@ def test_a_missing_folder_and_another_version(tmp_path):
         Store.open(tmp_path / "none")
     store = write(tmp_path)
     (store.path / MANIFEST).write_text(json.dumps(store.manifest | {"version": 99}))
-    with pytest.raises(InputError, match="version 99; this program reads 1"):
+    with pytest.raises(InputError, match="version 99; this program reads 2"):
         Store.open(store.path)
 
 
 def test_a_failed_write_leaves_nothing(tmp_path):
     def failing():
-        yield arrays()[:5]
+        yield {"image": arrays()[:5]}
         raise OSError("gone")
 
     with pytest.raises(OSError, match="gone"):
-        write_store(tmp_path, failing(), (4, 4, 3), table(), pd.DataFrame({"key": []}), SPEC, {})
+        write_store(tmp_path, failing(), table(), pd.DataFrame({"key": []}), SPEC, {})
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(ValueError, match="5 arrays for a table of 10 rows"):
+    with pytest.raises(ValueError, match="5 rows of image for a table of 10"):
         write(tmp_path, array=arrays(rows=5))
 
 
 def test_partial_folders_of_dead_writers_are_removed(tmp_path):
     (tmp_path / f"{PARTIAL}dead").mkdir()
-    (tmp_path / f"{PARTIAL}dead" / "images.npy").write_bytes(b"half")
+    (tmp_path / f"{PARTIAL}dead" / "image.npy").write_bytes(b"half")
     (tmp_path / f"{PARTIAL}dead.lock").touch()
     store = write(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [store.digest]

@@ -3,13 +3,17 @@
 import os
 import pickle
 import urllib.error
+from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
 import torch
 import torchvision
+import transformers
 
 from ml.backbones import BACKBONES
+from ml.backbones.bert import Bert
+from ml.backbones.gpt import Gpt
 from ml.choice import choice
 from ml.contracts import DataSpec, InputError
 from ml.heads import HEADS
@@ -250,6 +254,68 @@ def test_a_folder_of_something_else(tmp_path):
     backbone, chosen = make("small-cnn")
     with pytest.raises(InputError, match=r"neither backbone\.json nor model\.json"):
         load_weights(backbone, tmp_path, chosen)
+
+
+TEXT_SPEC = DataSpec("text", {"vocabulary": 40}, (16,), ("a", "b"), {"tokens": {"pad": 0, "unknown": 1, "begin": 2, "end": 3, "mask": 4}})
+
+
+class TextChoice:
+    """A choice of a text backbone, whether or not the table has it."""
+
+    def __init__(self, chosen: type, **options):
+        self.chosen, self.options, self.name = chosen, options, SimpleNamespace(value=chosen.__name__.lower())
+
+    def parsed(self):
+        return self.chosen.Options(**self.options)
+
+    def make(self):
+        torch.manual_seed(1)
+        return self.chosen(self.parsed(), TEXT_SPEC).eval()
+
+
+def text_inputs() -> dict[str, torch.Tensor]:
+    return {"tokens": torch.randint(5, 40, (2, 9), generator=torch.Generator().manual_seed(0)), "mask": torch.ones(2, 9, dtype=torch.bool)}
+
+
+@pytest.mark.parametrize(("prefix", "old"), [("", False), ("bert.", True)])
+def test_a_hugging_face_folder_of_bert(prefix, old, tmp_path):
+    """As sentence-transformers and Google write it: with a pooler, an output layer, positions, and in old files other names."""
+    shape = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 40}
+    config = transformers.BertConfig(vocab_size=40, max_position_embeddings=32, **shape)
+    torch.manual_seed(0)
+    published = transformers.BertModel(config).eval()
+    tensors = {prefix + name: value for name, value in published.state_dict().items()} | {prefix + "embeddings.position_ids": torch.arange(32)[None]}
+    if old:
+        tensors = {name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): value for name, value in tensors.items()}
+        tensors |= {"cls.predictions.bias": torch.zeros(40)}
+    config.save_pretrained(tmp_path)
+    safetensors.torch.save_file(tensors, tmp_path / "model.safetensors")
+    chosen = TextChoice(Bert, config=str(tmp_path))
+    for where in (tmp_path, tmp_path / "model.safetensors"):
+        backbone = chosen.make()
+        report = load_weights(backbone, where, chosen)
+        assert report["tensors"] == len(backbone.state_dict()) and "pooler.dense.weight" in report["ignored"]
+        with torch.no_grad():
+            expected = published(text_inputs()["tokens"]).last_hidden_state
+            torch.testing.assert_close(backbone.encode(text_inputs()).tokens_BTD, expected)
+    other = TextChoice(Bert, size="tiny")
+    with pytest.raises(InputError, match=r"Set backbone\.options\.config="):
+        load_weights(other.make(), tmp_path, other)
+
+
+@pytest.mark.parametrize("prefix", ["", "transformer."])
+def test_a_hugging_face_file_of_gpt2(prefix, tmp_path):
+    config = transformers.GPT2Config(vocab_size=40, n_positions=32, n_embd=24, n_layer=2, n_head=3, bos_token_id=None, eos_token_id=None)
+    torch.manual_seed(0)
+    published = transformers.GPT2Model(config).eval()
+    tensors = {prefix + name: value for name, value in published.state_dict().items()} | {prefix + "h.0.attn.bias": torch.ones(1, 1, 32, 32)}
+    config.save_pretrained(tmp_path)
+    safetensors.torch.save_file(tensors | {"lm_head.weight": torch.zeros(40, 24)}, tmp_path / "model.safetensors")
+    chosen = TextChoice(Gpt, config=str(tmp_path))
+    backbone = chosen.make()
+    load_weights(backbone, tmp_path, chosen)
+    with torch.no_grad():
+        torch.testing.assert_close(backbone.encode(text_inputs()).tokens_BTD, published(text_inputs()["tokens"]).last_hidden_state)
 
 
 @pytest.mark.parametrize("where", ["IMAGENET1K_V1", "DEFAULT", "ResNet18_Weights.IMAGENET1K_V1"])

@@ -89,7 +89,7 @@ def test_trainings_leave_curves_parameters_inputs_and_pictures(first, client, st
     run = client.get_run(first[stage].stage.run_id)
     history = client.get_metric_history(run.info.run_id, "train/loss")
     assert len(history) >= 4 and [one.step for one in history] == sorted({one.step for one in history})
-    assert {"train/learning_rate", "train/images_per_second", "train/data_share", "images_per_second"} <= set(run.data.metrics)
+    assert {"train/learning_rate", "train/rows_per_second", "train/data_share", "rows_per_second"} <= set(run.data.metrics)
     assert {"seed", "steps", "precision_used", "backbone.name"} <= set(run.data.params)
     assert [one.dataset.digest for one in run.inputs.dataset_inputs] == [first["preprocess"].digest[:36]]
     assert fetch(run.info.run_id, "pictures/curves.png").stat().st_size > 1000

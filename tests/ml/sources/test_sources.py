@@ -31,6 +31,11 @@ def options(tmp_path, tree, png):
     root = tree("a/1.png", "a/2.png", "b/3.png")
     pd.DataFrame({"image": [png(1), png(2)], "label": ["a", "b"]}).to_parquet(tmp_path / "x.parquet")
     (root / "x.csv").write_text("path,label\na/1.png,a\nb/3.png,b\n")
+    (tmp_path / "texts.csv").write_text("text,label\nA fine day.,good\nA poor one.,bad\n")
+    for name in ("good/1.txt", "bad/1.txt", "bad/2.txt"):
+        path = tmp_path / "texts" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"This is {name}.")
     digits = load_digits()
     _mnist(tmp_path, (digits.images[:60] * 15).astype("uint8"), digits.target[:60].astype("uint8"))
     return {
@@ -38,6 +43,9 @@ def options(tmp_path, tree, png):
         "image-folder": {"path": str(root)},
         "parquet": {"path": str(tmp_path / "x.parquet")},
         "csv": {"path": str(root / "x.csv")},
+        "text-table": {"path": str(tmp_path / "texts.csv")},
+        "text-folder": {"path": str(tmp_path / "texts")},
+        "python-docs": {"per_class": 10},
         "torchvision": {"dataset": "MNIST", "path": str(tmp_path), "download": False},
     }
 
