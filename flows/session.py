@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,6 +50,8 @@ def session() -> Iterator[Any]:
         raise Stopped(str(error)) from error
     finally:
         signal.signal(signal.SIGTERM, before)
+        if "prefect.logging.handlers" in sys.modules:  # its last lines, while there is a server to take them
+            sys.modules["prefect.logging.handlers"].APILogWorker.drain_all(timeout=5)
         handle.close()
         if spinner is not None:
             spinner.close()

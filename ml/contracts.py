@@ -207,7 +207,8 @@ class Method(Protocol):
     Both are pure functions of their arguments, so that a resumed run repeats them. Every parameter that is ever trained is
     in a group from the start; `prepare` sets `requires_grad` and train/eval modes for the part of the training
     that has passed (0 ≤ progress < 1). `begin(model)` may add modules before the groups are asked for, and `finish(model)` takes them
-    out again, so that what is kept is the model as it was built.
+    out again, so that what is kept is the model as it was built; `suits(backbone)` may refuse a backbone. A method with `rungs` and a
+    `share` of the length for each is tried rung by rung instead, and trains nothing itself.
     """
 
     Options: ClassVar[type[Options]]

@@ -100,13 +100,14 @@ class Feed:
 
     def batch(self, rows: np.ndarray, epoch: int, step: int, micro: int = 0) -> Batch:
         """The batch of the given rows, with the randomness of (epoch, step, micro)."""
-        array_B = torch.from_numpy(self.modality.collate(self.store.array[rows], self.store.spec)).to(self.device, non_blocking=True)
+        chosen, spec = self.store.array[rows], self.store.spec
         targets_B = torch.from_numpy(self.store.labels[rows]).to(self.device, non_blocking=True)
         views: list[dict[str, torch.Tensor]] = []
         mix: Mix | None = None
         for view in range(self.views):
             random = generator(self.seed, "augment", epoch, step, micro, view)
-            inputs, mix = self.modality.augment(array_B, self.store.spec, self.augmentation, random)
+            array_B = torch.from_numpy(self.modality.collate(chosen, spec, self.augmentation, random)).to(self.device, non_blocking=True)
+            inputs, mix = self.modality.augment(array_B, spec, self.augmentation, random)
             views.append(inputs)
         return Batch(views[0], targets_B, views=tuple(views) if self.views > 1 else (), mix=mix)
 
@@ -117,7 +118,9 @@ def stream(store: Store, rows: np.ndarray, seed: int) -> tuple[Blocks, np.ndarra
     order = np.random.Generator(np.random.Philox(seed_of(seed, "blocks"))).permutation(rows)
     inside = len(Blocks.of(store, order).array)
     blocks = Blocks.of(store, np.concatenate([order, official]))
-    held = np.arange(inside, len(blocks.array)) if len(official) else np.arange(inside)[max(1, int(inside * (1 - HELD))) :]
+    held = np.arange(inside, len(blocks.array))
+    if not len(held):  # nor is there one where the official part fills no block
+        held = np.arange(inside)[max(1, int(inside * (1 - HELD))) :]
     return blocks, np.setdiff1d(np.arange(inside), held), held[:HELD_BLOCKS]
 
 

@@ -190,6 +190,11 @@ def listing_digest(folder: Folder, items: Sequence[Item]) -> str:
     return digest(folder.root, *(f"{item.path}\0{item.size}\0{item.stamp}\0{item.reason}" for item in items))
 
 
+def short(error: Exception) -> str:
+    """An error's message in one line, for messages of one's own."""
+    return " ".join(str(error).split())[:160] or type(error).__name__
+
+
 def _filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     try:
         return fsspec.core.url_to_fs(url)

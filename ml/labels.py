@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import pandas as pd
 
@@ -32,6 +33,19 @@ def label_texts(values: pd.Series) -> pd.Series:
     else:
         texts = values.map(str)
     return texts.astype(object).where(~missing, None)
+
+
+def class_names(values: pd.Series, column: str, metadata: Mapping[bytes, bytes] | None) -> pd.Series:
+    """Numbers, or texts of them, as the names that Hugging Face's `datasets` keeps in a Parquet file's metadata; its -1 means no label."""
+    try:
+        names = json.loads((metadata or {})[b"huggingface"])["info"]["features"][column]["names"]
+    except (KeyError, TypeError, ValueError):
+        return values
+    known = {-1: None, "-1": None}
+    for number, name in enumerate(map(str, names)):
+        known |= {number: name, str(number): name}
+    named = values.astype(object).map(lambda value: known.get(value, value))
+    return named.astype(object).where(named.notna(), None)
 
 
 def natural_order(names: Iterable[str]) -> list[str]:

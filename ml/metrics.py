@@ -14,6 +14,8 @@ import numpy as np
 
 Metric = Callable[..., "float | np.ndarray"]
 
+FEW = 64
+"""Rows of a class up to which its AUROC is one matrix product."""
 BINS = 15  # of the calibration error
 SMALLEST = 1e-15  # probabilities are kept this far from 0, so that one sure mistake costs 34.5 and not infinity
 
@@ -120,6 +122,13 @@ def _area(positive_N: np.ndarray, score_N: np.ndarray, weights_NR: np.ndarray) -
     """Weighted Mann-Whitney statistic with ties counted half, (R,); NaN where one side is empty."""
     if not positive_N.any():
         return np.full(weights_NR.shape[1], np.nan)
+    if positive_N.sum() <= FEW:
+        # One product with how each positive stands to each negative: of many classes most have few rows.
+        score_P1 = score_N[positive_N][:, None]
+        above_PN = ((score_N < score_P1) + 0.5 * (score_N == score_P1)) * ~positive_N
+        own_PR = weights_NR[positive_N]
+        own_R = own_PR.sum(0)
+        return (own_PR * (above_PN @ weights_NR)).sum(0) / (own_R * (weights_NR.sum(0) - own_R))
     order = np.argsort(score_N, kind="stable")
     positive_N, weights_NR = positive_N[order][:, None], weights_NR[order]
     starts = np.flatnonzero(np.r_[True, np.diff(score_N[order]) > 0])

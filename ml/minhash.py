@@ -19,6 +19,7 @@ SAME = 0.8
 
 # Scripts without blanks between words give a word a character: Thai to Burmese, Khmer, kana, Han.
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+UNSPACED = re.compile(f"[{_UNSPACED}]")
 WORDS = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
 
 _KEYS = np.random.SeedSequence(1997).generate_state(2 * BANDS * ROWS, np.uint64)  # the same on every machine, by numpy's promise

@@ -50,6 +50,10 @@ class Predictor:
         """The modality with its options."""
         return _modality(self.spec)
 
+    def reads(self, spec: DataSpec) -> bool:
+        """Whether rows stored for `spec` are what this model reads: decoded by the same rules, into the same tokens."""
+        return dict(self.spec.options) == dict(spec.options) and self.spec.statistics.get("tokenizer") == spec.statistics.get("tokenizer")
+
     def outputs(self, arrays: np.ndarray | Ragged, batch_size: int = BATCH) -> np.ndarray:
         """The head's raw outputs (N, K) float32 for stored arrays, before the temperature."""
         return _batched(self.model, arrays, self.spec, self.device, batch_size)

@@ -53,12 +53,12 @@ def preprocess(source: Source, modality: Modality, data: Data, workdir: Path, st
     table, found = _clean(table, rows, modality, data, classes)
     positions = table.index.to_numpy()
     training = positions[table["part"].isin(["train", "unlabelled"]).to_numpy()]
-    statistics = modality.statistics(_slices(rows, training))
+    statistics = modality.statistics(_Slices(rows, training))
     spec = modality.spec(classes, statistics)
     manifest = {"scanned": len(scanned), "ignored": ignored, "quarantined": len(quarantine), **found, **_counts(table, classes)}
     final = _final(table, classes, facts.columns)
     with disk_errors(stores, needed):
-        chunks = (modality.pack(chunk, spec) for chunk in _slices(rows, positions))
+        chunks = (modality.pack(chunk, spec) for chunk in _Slices(rows, positions))
         store = write_store(stores, chunks, final, quarantine, spec, manifest)
     discard(workdir)
     return store
@@ -139,11 +139,17 @@ def _sample(source: Source, modality: Modality, keys: list[str]) -> Iterator[Raw
     yield from source.read([keys[row] for row in chosen])
 
 
-def _slices(rows: np.ndarray | Ragged, positions: np.ndarray) -> Iterator[np.ndarray | Ragged]:
-    step = max(1, SLICE_BYTES // row_bytes(rows))
-    for start in range(0, len(positions), step):
-        chunk = rows[positions[start : start + step]]
-        yield chunk if isinstance(chunk, Ragged) else np.asarray(chunk)
+class _Slices:
+    """The rows at `positions` in chunks of bounded size, as often as asked for."""
+
+    def __init__(self, rows: np.ndarray | Ragged, positions: np.ndarray) -> None:
+        self._rows, self._positions = rows, positions
+
+    def __iter__(self) -> Iterator[np.ndarray | Ragged]:
+        step = max(1, SLICE_BYTES // row_bytes(self._rows))
+        for start in range(0, len(self._positions), step):
+            chunk = self._rows[self._positions[start : start + step]]
+            yield chunk if isinstance(chunk, Ragged) else np.asarray(chunk)
 
 
 def _counts(table: pd.DataFrame, classes: list[str]) -> dict[str, Any]:

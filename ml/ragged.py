@@ -51,14 +51,15 @@ class Ragged:
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         return Ragged(self.values[_positions(starts, lengths, offsets)], offsets)
 
-    def padded(self, limit: int, fill: int) -> np.ndarray:
-        """(B, T) with each row's first values, T at most `limit` and at least 1; `fill` after a row's end."""
-        lengths = np.minimum(self.lengths, limit)
+    def padded(self, limit: int, fill: int, starts: np.ndarray | None = None) -> np.ndarray:
+        """(B, T) with each row's values from `starts` on (else the first), T at most `limit` and at least 1; `fill` after a row's end."""
+        starts = np.zeros(len(self), np.int64) if starts is None else starts
+        lengths = np.minimum(self.lengths - starts, limit)
         width = max(1, int(lengths.max(initial=0)))
         array_BT = np.full((len(self), width), fill, dtype=self.values.dtype)
         inside_BT = np.arange(width) < lengths[:, None]
         offsets = np.concatenate([[0], np.cumsum(lengths)])
-        array_BT[inside_BT] = self.values[_positions(self.offsets[:-1], lengths, offsets)]
+        array_BT[inside_BT] = self.values[_positions(self.offsets[:-1] + starts, lengths, offsets)]
         return array_BT
 
 

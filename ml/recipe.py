@@ -192,10 +192,26 @@ class Recipe(Section):
                 )
         for part in (self.pretraining, self.finetuning):
             _augmentation(self, part)
+        for rung in getattr(self.finetuning.method.make(), "rungs", ()):
+            if hasattr(MethodChoice(name=rung.name, options=rung.options).make(), "rungs"):
+                raise ValueError(f"a rung of {self.finetuning.method.name.value!r} cannot be {rung.name!r}, which is a ladder itself")
         metrics = self.finetuning.head.chosen.metrics
         if self.finetuning.metric and self.finetuning.metric not in metrics:
             raise ValueError(unknown("metric", self.finetuning.metric, metrics))
         return self
+
+
+def ladder(recipe: Recipe) -> list[Recipe]:
+    """A recipe for each rung of the fine-tuning's method, each with its share of the length; none for a plain method."""
+    part, method = recipe.finetuning, recipe.finetuning.method.make()
+    found = []
+    for rung in getattr(method, "rungs", ()):
+        epochs = None if part.fit.epochs is None else max(1, round(part.fit.epochs * method.share))
+        changes = {"epochs": epochs, "samples": max(1, round(part.fit.samples * method.share)), "learning_rate": part.fit.learning_rate * rung.rate}
+        fit = part.fit.model_copy(update=changes)
+        chosen = MethodChoice(name=rung.name, options=rung.options)
+        found.append(recipe.model_copy(update={"finetuning": part.model_copy(update={"fit": fit, "method": chosen})}))
+    return found
 
 
 def augmentation(recipe: Recipe, part: Pretraining | Finetuning, spec: DataSpec) -> Options:

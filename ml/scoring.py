@@ -14,7 +14,6 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,16 +26,14 @@ from ml import progress
 from ml.checkpoint import write_atomically
 from ml.contracts import InputError
 from ml.crash import crash_point
+from ml.files import locate
 from ml.predictor import Predictor
+from ml.table_files import SUFFIXES, open_table
 
 PART = 2048
 TABLES = frozenset({".parquet", ".pq"})
-FRAMES = {
-    ".csv": partial(pd.read_csv, dtype=str, keep_default_na=False, chunksize=4096),
-    ".tsv": partial(pd.read_csv, dtype=str, keep_default_na=False, chunksize=4096, sep="\t"),
-    ".jsonl": partial(pd.read_json, lines=True, dtype=False, chunksize=4096),
-}
-"""How tables of text are read, a few rows at a time."""
+LINES = tuple(suffix for suffix in SUFFIXES if suffix not in TABLES)
+"""Tables of lines, which are read as those to train on are."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +63,10 @@ def find_inputs(inputs: Sequence[str], modality: Any) -> list[Path]:
 def items(files: Sequence[Path], modality: Any, column: str = "") -> Iterator[Item]:
     """Yields what is to be scored, in the order of the files, a few rows in memory at a time."""
     for path in files:
-        suffix = path.suffix.lower()
-        if suffix in TABLES:
+        if path.suffix.lower() in TABLES:
             yield from _parquet_items(path, modality, column)
-        elif suffix in FRAMES:
-            yield from _frame_items(path, modality, column)
+        elif path.name.lower().endswith(LINES):
+            yield from _line_items(path, modality, column)
         else:
             yield Item(str(path), path.name, path)
 
@@ -200,30 +196,27 @@ def _parquet_items(path: Path, modality: Any, column: str) -> Iterator[Item]:
             name = _column(path, modality, column, file.schema_arrow.names)
             row = 0
             for batch in file.iter_batches(256, columns=[name]):
-                for value in batch.column(0).to_pylist():
+                values = batch.column(0)
+                try:
+                    values = values.to_pylist()
+                except UnicodeDecodeError:  # Arrow promises strings in UTF-8, and whoever wrote the file need not have kept to that
+                    values = values.cast(pa.large_binary()).to_pylist()
+                for value in values:
                     yield Item(str(path), str(row), modality.cell(value, path.parent))
                     row += 1
     except pa.ArrowException as error:
         raise _no_parquet(path, error) from None
 
 
-def _frame_items(path: Path, modality: Any, column: str) -> Iterator[Item]:
-    try:
-        row = 0
-        with FRAMES[path.suffix.lower()](path) as chunks:
-            for chunk in chunks:
-                name = _column(path, modality, column, list(chunk.columns))
-                for value in chunk[name]:
-                    yield Item(str(path), str(row), modality.cell(value, path.parent))
-                    row += 1
-    except InputError:
-        raise
-    except (ValueError, pd.errors.ParserError) as error:
-        raise InputError(f"{path} cannot be read as {path.suffix[1:].upper()}: {' '.join(str(error).split())[:160]}") from None
+def _line_items(path: Path, modality: Any, column: str) -> Iterator[Item]:
+    table = open_table(*locate(str(path)))
+    name = _column(path, modality, column, table.columns)
+    for row, (_, values) in enumerate(table.rows()):
+        yield Item(str(path), str(row), modality.cell(values.get(name), path.parent))
 
 
 def _column(path: Path, modality: Any, column: str, there: list[str]) -> str:
-    for name in (column,) if column else modality.columns:
-        if name in there:
-            return name
-    raise InputError(f"{path} has no column {column or ' or '.join(modality.columns)}; it has {', '.join(there)}. Name it with --column.")
+    found = [column] if column in there else [one for name in modality.columns for one in there if not column and one.strip().lower() == name]
+    if not found:
+        raise InputError(f"{path} has no column {column or ' or '.join(modality.columns)}; it has {', '.join(there) or 'none'}. Name it with --column.")
+    return found[0]

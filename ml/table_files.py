@@ -22,7 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ml.contracts import InputError, Raw
-from ml.files import Folder
+from ml.files import Folder, short
+from ml.labels import class_names
 
 SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".jsonl", ".jsonl.gz", ".parquet", ".pq")
 CHUNK_ROWS = 256
@@ -208,7 +209,7 @@ class Parquet:
                 table = file.read(columns=columns)
             except (pa.ArrowException, OSError) as error:
                 raise InputError(f"{self.path!r} in {self.folder.root} is damaged: {short(error)}") from None
-            found = {column: _class_names(table.column(column).to_pandas(), column, schema) for column in columns}
+            found = {column: class_names(table.column(column).to_pandas(), column, schema.metadata) for column in columns}
             return pd.DataFrame(found, index=range(file.metadata.num_rows))
 
     def texts(self, column: str, first: int) -> Iterator[tuple[int, list[Raw]]]:
@@ -255,17 +256,3 @@ def _raw(value: object) -> Raw:
     if value is None or value == b"" or isinstance(value, bytes) or value != value:
         return Raw(None, "the text is missing")
     return Raw(None, f"expected a text, found {type(value).__name__}")
-
-
-def _class_names(values: pd.Series, column: str, schema: pa.Schema) -> pd.Series:
-    """Numbers replaced by the names that Hugging Face's `datasets` keeps beside them; its -1 means no label."""
-    try:
-        names = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][column]["names"]
-    except (KeyError, TypeError, ValueError):
-        return values
-    return values.astype(object).map(lambda value: None if value == -1 else dict(enumerate(map(str, names))).get(value, value))
-
-
-def short(error: Exception) -> str:
-    """An error's message in one line."""
-    return " ".join(str(error).split())[:160] or type(error).__name__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -14,6 +15,7 @@ PENALTIES = (1.0, 10.0, 100.0)
 """Inverse strengths of the regularization, of which the validation rows choose one."""
 FEATURES = 200_000
 """Words and pairs of words at most."""
+WORD = r"(?u)\b\w+\b"
 
 
 def classical(
@@ -35,8 +37,9 @@ def classical(
     update("classical", 0, 3)
     own, held = texts(train), texts(validation)
     best: tuple[float, int, float] | None = None
+    pattern = WORD if any(re.search(WORD, text) for text in own) else r"\S"  # texts of emoji or signs alone have no word
     for longest in (1, 2):
-        words = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, longest), max_features=FEATURES, token_pattern=r"(?u)\b\w+\b")
+        words = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, longest), max_features=FEATURES, token_pattern=pattern)
         own_NF, held_NF = words.fit_transform(own), words.transform(held)
         for penalty in PENALTIES:
             machine = LogisticRegression(C=penalty, max_iter=300, random_state=seed).fit(own_NF, labels[train])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,12 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from ml.calibration import fit_temperature
+from ml.contracts import InputError
 from ml.feed import Feed, plain_batches, seed_of
-from ml.fit import fit
+from ml.fit import Fitted, fit
 from ml.metrics import LOWER_IS_BETTER
 from ml.model import Model, save_model
-from ml.recipe import Balance, Recipe, augmentation
+from ml.recipe import Balance, Recipe, augmentation, ladder
 from ml.splitting import Split
 from ml.store import Store
 from ml.weights import load_weights
@@ -38,6 +40,25 @@ def baseline(dataset: DatasetRef, splits: SplitsRef, recipe: Recipe, run: Run) -
 
 
 def _finetune(name: str, dataset: DatasetRef, backbone: BackboneRef | None, splits: SplitsRef, recipe: Recipe, run: Run) -> ModelRef:
+    """One fine-tuning, or where the method is a ladder the best of its rungs."""
+    rungs = ladder(recipe)
+    if not rungs:
+        return _one(name, dataset, backbone, splits, recipe, run)
+    bare = recipe.backbone.make(Store.open(Path(dataset.path)).spec)
+    methods = [rung.finetuning.method for rung in rungs]
+    suited = [getattr(method.make(), "suits", lambda _: True)(bare) for method in methods]
+    tried = [_one(f"{name}-{method.name.value}", dataset, backbone, splits, rung, run) for rung, method, fits in zip(rungs, methods, suited, strict=True) if fits]
+    if not tried:
+        raise InputError(f"none of the rungs ({', '.join(method.name.value for method in methods)}) suits the backbone {recipe.backbone.name.value!r}")
+    metric = recipe.finetuning.metric or recipe.finetuning.head.chosen.primary
+    best = (min if metric in LOWER_IS_BETTER else max)(tried, key=lambda one: one.score)
+    scores = ", ".join(f"{one.stage.name.removeprefix(name + '-')} {one.score:.3f}" for one in tried)
+    why = f"the best of {len(tried)} rungs by {metric} on the validation rows: {scores}"
+    summary = replace(best.stage, name=name, why=why, cached=all(one.stage.cached for one in tried), seconds=0.0)  # the rungs are listed with theirs
+    return replace(best, stage=summary, seconds=sum(one.seconds for one in tried), tried=tuple(one.stage for one in tried))
+
+
+def _one(name: str, dataset: DatasetRef, backbone: BackboneRef | None, splits: SplitsRef, recipe: Recipe, run: Run) -> ModelRef:
     section = dump(recipe.finetuning)
     section.pop("baseline"), section.pop("classical")  # other stages
     options = {"seed": recipe.seed, "backbone": dump(recipe)["backbone"], "finetuning": section, **arithmetic(recipe)}
@@ -52,19 +73,19 @@ def _finetune(name: str, dataset: DatasetRef, backbone: BackboneRef | None, spli
         model = Model.build(recipe.backbone, recipe.finetuning.head, store.spec)
         if backbone is not None:
             load_weights(model.backbone, fetch(backbone.stage.run_id, "backbone"), recipe.backbone)
-        temperature, seconds = _train(name, model, store, rows, recipe, stage)
+        temperature, fitted = _train(name, model, store, rows, recipe, stage)
         folder = stage.workdir / "model"
         save_model(model.cpu(), folder, recipe.backbone, recipe.finetuning.head, store.spec, temperature)
         for file in sorted(folder.iterdir()):
             stage.log_artifact(file, "model")
-        return {"digest": f"{sha256(folder / 'model.safetensors')[:32]}{sha256(folder / 'model.json')[:32]}", "seconds": seconds}
+        return {"digest": f"{sha256(folder / 'model.safetensors')[:32]}{sha256(folder / 'model.json')[:32]}", "seconds": fitted.seconds, "score": fitted.best_score}
 
     summary, output = run.stage(name, body, options=options, inputs=inputs, modules=modules)
-    return ModelRef(summary, output["digest"], output["seconds"])
+    return ModelRef(summary, output["digest"], output["seconds"], output["score"])
 
 
-def _train(name: str, model: Model, store: Store, rows: Split, recipe: Recipe, stage: StageRun) -> tuple[float, float]:
-    """Trains in place; gives the temperature that calibrates the result on the validation rows, and the seconds that training took."""
+def _train(name: str, model: Model, store: Store, rows: Split, recipe: Recipe, stage: StageRun) -> tuple[float, Fitted]:
+    """Trains in place; gives the temperature that calibrates the result on the validation rows, and how it went."""
     part, device, modality = recipe.finetuning, device_of(recipe.compute), recipe.data.modality.make()
     settings, method = part.fit, part.method.make()
     if hasattr(method, "begin"):
@@ -105,7 +126,7 @@ def _train(name: str, model: Model, store: Store, rows: Split, recipe: Recipe, s
     logits_NK = logits(model, store, modality, rows.validation, device)
     temperature = fit_temperature(logits_NK.numpy(), store.labels[rows.validation])
     stage.log_metrics({"temperature": temperature})
-    return temperature, fitted.seconds
+    return temperature, fitted
 
 
 def logits(model: Model, store: Store, modality, rows: np.ndarray, device: torch.device) -> torch.Tensor:

@@ -74,7 +74,8 @@ def _train(backbone: nn.Module, store: Store, recipe: Recipe, stage: StageRun, d
     if objective.packed:
         trained, rows, held = stream(store, rows, recipe.seed)
     if len(rows) < 2:
-        raise InputError(f"pretraining needs at least 2 rows outside the test, found {len(rows)}. Give more data or set pretraining.enabled=false.")
+        unit = f"blocks of {store.spec.shape[0]} tokens" if objective.packed else "rows"
+        raise InputError(f"pretraining needs at least 2 {unit} outside the test, found {len(rows)}. Give more data or set pretraining.enabled=false.")
     batch = min(settings.batch_size, len(rows))
     feed = Feed(trained, modality, rows, batch, recipe.seed, device, augment, objective.views, settings.accumulate)
     probe = nearest_neighbours(store, modality, device, recipe.seed) if recipe.pretraining.probe else None

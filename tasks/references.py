@@ -57,6 +57,10 @@ class ModelRef:
     digest: str
     seconds: float
     """What its training took when it was done."""
+    score: float
+    """On the validation rows, by the metric that chose its best epoch."""
+    tried: tuple[StageSummary, ...] = ()
+    """The rungs of a ladder, of which it is the best."""
 
 
 @dataclass(frozen=True)

@@ -119,8 +119,8 @@ def _judge(stage: StageRun, name: str, folder: Path, dataset: DatasetRef, splits
 
 
 def _champion_probabilities(champion: Predictor, store: Store, test: np.ndarray, recipe: Recipe) -> np.ndarray:
-    """The champion on the same rows: on what is stored where it was trained on such, else on the raw items, by its own rules."""
-    if dict(champion.spec.options) == dict(store.spec.options):
+    """The champion on the same rows: on what is stored where it reads such, else on the raw items, by its own rules."""
+    if champion.reads(store.spec):
         found_NK = champion.predict_arrays(store.array[test])
     else:
         frame = champion.predict(_raw(recipe, store, test))

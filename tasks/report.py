@@ -37,7 +37,7 @@ def report(
 ) -> dict[str, Any]:
     """Writes both, and gives the summary, which is what `warmstart run --json` prints."""
     references = (dataset, backbone, splits, model, baseline, classical, evaluation, registered)
-    stages = [one.stage for one in references if one is not None]
+    stages = [stage for one in references if one is not None for stage in (*getattr(one, "tried", ()), one.stage)]
     content = read_evaluation(evaluation)
     summary = {
         "run_id": run.tracked.run_id,

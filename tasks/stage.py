@@ -65,7 +65,8 @@ class Run:
         modules: Sequence[str],
         verify: Callable[[dict], str | None] | None = None,
     ) -> tuple[StageSummary, dict[str, Any]]:
-        """The stage's summary and output: of this run's work, or of an earlier run's with the same key."""
+        """The stage's summary and output: of this run's work, or of an earlier run's with the same key. `finetune-lora` is a part of `finetune`."""
+        stage = name.partition("-")[0]
         result = run_stage(
             self.tracked,
             name,
@@ -74,9 +75,9 @@ class Run:
             inputs=dict(inputs),
             workroot=self.home / "work",
             body=body,
-            force=name in self.redo,
+            force=stage in self.redo,
             verify=verify,
-            system_metrics=name in TRAINING,
+            system_metrics=stage in TRAINING,
         )
         progress.finish(name, f"{'reused' if result.cached else 'done'} in {result.seconds:.1f} s: {result.why}")
         return StageSummary(name, result.run_id, result.cached, result.why, round(result.seconds, 3)), result.output

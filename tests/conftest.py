@@ -197,7 +197,7 @@ def draw(folder: Path, classes: int = 3, each: int = 40, side: int = 16, seed: i
     return folder
 
 
-def write_recipe(path: Path, data: Path, **changes) -> Path:
+def write_recipe(path: Path, data: Path, /, **changes) -> Path:
     """A recipe that trains for seconds."""
     content = {
         "name": "tiny",
@@ -230,6 +230,71 @@ def tiny(tmp_path_factory, pictures) -> Path:
     return write_recipe(tmp_path_factory.mktemp("recipes") / "tiny.yaml", pictures)
 
 
+TEXT = {
+    "backbone": {"name": "text-cnn", "options": {"width": 16}},
+    "pretraining": {"objective": "masked-language", "fit": {"epochs": 3, "batch_size": 32}},
+    "finetuning": {"fit": {"epochs": 8, "batch_size": 32, "learning_rate": 0.02}},
+}
+
+
+def write_texts(path: Path, rows: int = 120, seed: int = 0) -> Path:
+    """A CSV of texts in which some words tell the class, of two."""
+    random = np.random.default_rng(seed)
+    words = {"salt": ["flour", "oven", "sugar", "butter", "bowl"], "sea": ["harbour", "sail", "mast", "storm", "crew"]}
+    common = ["the", "and", "with", "of", "in", "on", "a", "then", "quickly", "slowly", "never", "always", "some", "many"]
+    lines = ["text,label"]
+    for row in range(rows):
+        label = ("salt", "sea")[row % 2]
+        lines.append(" ".join(random.choice(words[label] if random.random() < 0.4 else common) for _ in range(15)) + f",{label}")
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_text(tmp_path_factory) -> Path:
+    """The path of a recipe on texts, of the same name as `tiny`."""
+    folder = tmp_path_factory.mktemp("text-recipes")
+    source = {"name": "text-table", "options": {"path": str(write_texts(folder / "rows.csv"))}}
+    modality = {"name": "text", "options": {"max_length": 16, "vocabulary": 200}}
+    return write_recipe(folder / "tiny.yaml", folder, data={"source": source, "modality": modality, "workers": 1}, **TEXT)
+
+
+@dataclass(frozen=True)
+class TextModel:
+    """A folder with a small text model of random weights and its backbone, some lines, and the tokens that are stored of them."""
+
+    folder: Path
+    lines: list[str]
+    tokens: object
+
+
+@pytest.fixture(scope="session")
+def text_model(tmp_path_factory) -> TextModel:
+    import torch
+
+    from ml.backbones import BACKBONES
+    from ml.choice import choice
+    from ml.contracts import Raw
+    from ml.heads import HEADS
+    from ml.modalities import MODALITIES
+    from ml.model import Model, save_backbone, save_model
+    from ml.ragged import Ragged
+
+    lines = ["gold", "A quiet film about two brothers who leave home to find gold.", "<b>Größe</b>, naïve café — 日本 ☃", "sail and mast " * 20]
+    modality = MODALITIES["text"](MODALITIES["text"].Options(max_length=16, vocabulary=200))
+    rows = Ragged.of([modality.decode(Raw(line.encode())).array for line in lines], np.uint8)
+    spec = modality.spec(("cat", "dog"), modality.statistics([rows]))
+    backbone, head = choice("backbone", BACKBONES)(name="text-cnn", options={"width": 16}), choice("head", HEADS)(name="classification")
+    torch.manual_seed(0)
+    model = Model.build(backbone, head, spec)
+    torch.nn.init.normal_(model.backbone.embedding.weight)
+    torch.nn.init.normal_(model.head.linear.weight)
+    folder = tmp_path_factory.mktemp("text-model")
+    save_model(model, folder / "model", backbone, head, spec, temperature=1.7)
+    save_backbone(model.backbone, folder / "backbone", backbone, spec)
+    return TextModel(folder, lines, modality.pack(rows, spec)["tokens"])
+
+
 @dataclass(frozen=True)
 class Finished:
     """A folder in which the recipe `tiny` was run once, and what that printed. Tests look at it, or run further in it."""
@@ -249,3 +314,10 @@ class Finished:
 def finished(tmp_path_factory, warmstart, tiny) -> Finished:
     folder = tmp_path_factory.mktemp("finished")
     return Finished(folder, warmstart(folder, "run", tiny, "--json"))
+
+
+@pytest.fixture(scope="session")
+def finished_text(tmp_path_factory, warmstart, tiny_text) -> Finished:
+    """The same for the recipe `tiny_text`."""
+    folder = tmp_path_factory.mktemp("finished-text")
+    return Finished(folder, warmstart(folder, "run", tiny_text, "--json"))

@@ -10,8 +10,8 @@ from ml.recipe import load
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted((ROOT / "conf").rglob("*.yaml"))
-# Where small data for a recipe lie, in the shared data; others take pictures that are drawn.
-SHARED = {"cifar10": "cifar10", "clothing": "clothing_small", "pneumonia": "pneumonia_mnist"}
+# Where small data for a recipe lie, in the shared data; others take pictures that are drawn and texts that are made up.
+SHARED = {"cifar10": "cifar10", "clothing": "clothing_small", "pneumonia": "pneumonia_mnist", "imdb": "imdb", "newsgroups": "newsgroups20", "clinc150": "clinc150"}
 TINY = [
     "pretraining.fit.epochs=1",
     "pretraining.fit.batch_size=64",
@@ -56,7 +56,12 @@ def data(request, pictures, tmp_path):
                 tmp_path / "rows.parquet"
             )
             return [f"data.source.options.path={tmp_path / 'rows.parquet'}"]
-        return []
+        if source == "text-table":
+            kinds = {"weather": "rain wind sun cloud storm", "kitchen": "salt bread soup onion pan"}
+            rows = [{"text": f"{one} and {other} again, day {day}", "label": kind} for kind, words in kinds.items() for one in words.split() for other in words.split() for day in range(2)]
+            pd.DataFrame(rows).to_csv(tmp_path / "rows.csv", index=False)
+            return [f"data.source.options.path={tmp_path / 'rows.csv'}"]
+        return ["data.source.options.per_class=30"] if source == "python-docs" else []
 
     return find
 

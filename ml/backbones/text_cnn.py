@@ -39,6 +39,8 @@ class TextCnn(nn.Module):
         self.dropout = nn.Dropout(options.dropout)
         self.blocks = nn.ModuleList(_Block(options.width, options.kernel, options.dropout) for _ in range(options.depth))
         self.leave = nn.LayerNorm(options.width) if options.depth else nn.Identity()
+        rarity = spec.statistics.get("rarity") or [1.0] * spec.options["vocabulary"]
+        self.register_buffer("rarity", torch.tensor(rarity), persistent=False)  # belongs to the data, which a model's description holds
 
     def encode(self, inputs: Mapping[str, Tensor]) -> Features:
         """Encodes tokens (B, T) where mask (B, T) holds."""
@@ -47,10 +49,11 @@ class TextCnn(nn.Module):
         for block in self.blocks:
             tokens_BTD = block(tokens_BTD, mask_BT1)
         tokens_BTD = self.leave(tokens_BTD)
-        mean_BD = (tokens_BTD * mask_BT1).sum(1) / mask_BT1.sum(1).clamp(min=1)
+        weight_BT1 = self.rarity[inputs["tokens"]][:, :, None] * mask_BT1 + 1e-6 * mask_BT1  # rare words tell more (Arora et al. 2017)
+        mean_BD = (tokens_BTD * weight_BT1).sum(1) / weight_BT1.sum(1).clamp(min=1e-6)
         if not self.blocks:
             # A token then knows its text by the mean alone, which is what masked pretraining needs (CBOW, Mikolov et al. 2013).
-            return Features(mean_BD, tokens_BTD=tokens_BTD + mean_BD[:, None])
+            return Features(F.normalize(mean_BD, dim=1) * self.width**0.5, tokens_BTD=tokens_BTD + mean_BD[:, None])
         # What a text is about shows in the mean, single telling words in the maximum: half of the features each.
         half = self.width // 2
         most_BD = tokens_BTD[:, :, half:].masked_fill(~mask_BT1, torch.finfo(tokens_BTD.dtype).min).amax(1)

@@ -1,5 +1,6 @@
 """Methods: how a model is fine-tuned."""
 
+from ml.methods.adaptive import Adaptive
 from ml.methods.full import Full
 from ml.methods.gradual_unfreezing import GradualUnfreezing
 from ml.methods.layer_decay import LayerDecay
@@ -12,4 +13,5 @@ METHODS: dict[str, type] = {
     "gradual-unfreezing": GradualUnfreezing,
     "layer-decay": LayerDecay,
     "lora": Lora,
+    "adaptive": Adaptive,
 }

@@ -36,6 +36,10 @@ class Lora:
     def __init__(self, options: LoraOptions):
         self.options = options
 
+    def suits(self, backbone: nn.Module) -> bool:
+        """Whether there is a weight to adapt."""
+        return any(True for _ in self._adaptable(backbone))
+
     def begin(self, model: nn.Module) -> None:
         """Puts adapters on the backbone's weights; they begin without effect, drawn from torch's own generator."""
         found = list(self._adaptable(model.backbone))

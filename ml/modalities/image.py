@@ -147,7 +147,7 @@ class Image:
         """Decoded pictures are what is stored."""
         return {"image": rows}
 
-    def collate(self, rows: np.ndarray, spec: DataSpec) -> np.ndarray:
+    def collate(self, rows: np.ndarray, spec: DataSpec, augmentation: Any = None, generator: torch.Generator | None = None) -> np.ndarray:
         """(B, H, W, C) uint8: stored rows are a batch already."""
         return rows
 

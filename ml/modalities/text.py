@@ -30,8 +30,8 @@ LEARNT_FROM = 64 * 2**20
 LENGTHS = (32, 64, 128, 256)
 """What `max_length` is chosen from: the first that holds nine texts of ten, by words and TOKENS_A_WORD, else the last."""
 TOKENS_A_WORD = 1.4
-VOCABULARY = (2_000, 16_000)
-"""Least and most tokens of a vocabulary whose size nobody set: one for each row in between."""
+VOCABULARY = (2_000, 30_000)
+"""Least and most tokens of a vocabulary whose size nobody set: two for each row in between."""
 
 
 class Form(enum.StrEnum):
@@ -54,7 +54,7 @@ class Text:
         max_length: int | None = Field(None, ge=4, le=8192, description="Most tokens of a text that a model reads, with its two marks; unset, chosen by the data.")
         tokenizer: Kind = Field(Kind.wordpiece, description="How a tokenizer is trained on the training part.")
         tokenizer_path: str = Field("", description="A tokenizer.json, or a folder with one or with a vocab.txt, to use instead of training one.")
-        vocabulary: int | None = Field(None, ge=64, le=500_000, description="Most tokens of a trained vocabulary; unset, one for each row within 2,000 and 16,000.")
+        vocabulary: int | None = Field(None, ge=1, le=500_000, description="Most tokens of a trained vocabulary; unset, two for each row within 2,000 and 30,000.")
         lowercase: bool = Field(True, description="Makes letters small, in what models read.")
         form: Form = Field(Form.NFC, description="Unicode normal form.")
         markup: bool = Field(True, description="Takes HTML tags out and reads its entities.")
@@ -81,10 +81,10 @@ class Text:
 
     def plan(self, sample: Sequence[Raw], rows: int) -> Text.Options:
         """The options with the length and the size of the vocabulary resolved from a sample of the data, of which there are `rows`."""
-        words = [len(text.split()) for text in map(self._readable, sample) if text]
-        wanted = np.quantile(words, 0.9) * TOKENS_A_WORD if words else 0
+        sizes = [self._tokens(text) for text in map(self._readable, sample) if text]
+        wanted = np.quantile(sizes, 0.9) if sizes else 0
         length = next((one for one in LENGTHS if one >= wanted), LENGTHS[-1])
-        vocabulary = min(max(rows, VOCABULARY[0]), VOCABULARY[1])
+        vocabulary = min(max(2 * rows, VOCABULARY[0]), VOCABULARY[1])
         return self.options.model_copy(update={"max_length": self.options.max_length or length, "vocabulary": self.options.vocabulary or vocabulary})
 
     def decode(self, raw: Raw) -> Decoded:
@@ -105,14 +105,16 @@ class Text:
         return np.array([minhash.same(one, other) for one, other in zip(texts(a), texts(b), strict=True)], dtype=bool)
 
     def statistics(self, chunks: Iterable[Ragged]) -> dict[str, Any]:
-        """The tokenizer, which learns from chunks of cleaned texts unless one is given, and the ids of its marks."""
+        """The tokenizer, which learns from chunks of cleaned texts unless one is given, the ids of its marks, and for each token
+        how rare it is: the logarithm of the share of texts without it (inverse document frequency, Spärck Jones 1972)."""
         if self.options.tokenizer_path:
             known = tokenizing.adopt(self.options.tokenizer_path)
         else:
             taught = _within(LEARNT_FROM, (text for chunk in chunks for text in texts(chunk)))
             known = tokenizing.describe(tokenizing.train(taught, self.options.tokenizer.value, self.options.vocabulary, self.options.lowercase))
         marks = {"pad": known.pad, "unknown": known.unknown, "begin": known.begin, "end": known.end, "mask": known.mask}
-        return {"tokenizer": known.json, "tokens": marks, "vocabulary": known.vocabulary}
+        rarity = _rarity(_tokenizer(known.json), chunks, known.vocabulary)
+        return {"tokenizer": known.json, "tokens": marks, "vocabulary": known.vocabulary, "rarity": rarity}
 
     def spec(self, classes: Sequence[str], statistics: Mapping[str, Any]) -> DataSpec:
         options = {**self.options.model_dump(mode="json"), "vocabulary": statistics["vocabulary"]}
@@ -133,18 +135,28 @@ class Text:
         """A function from token ids to text."""
         return partial(tokenizing.decode, _tokenizer(spec.statistics["tokenizer"]))
 
-    def collate(self, rows: Ragged | np.ndarray, spec: DataSpec) -> np.ndarray:
-        """(B, T) int32 ids, padded; a text that is cut short still ends with its mark. Blocks of a packed stream are a batch already."""
+    def collate(self, rows: Ragged | np.ndarray, spec: DataSpec, augmentation: Any = None, generator: torch.Generator | None = None) -> np.ndarray:
+        """(B, T) int32 ids, padded; a text that is cut short still has its marks. Blocks of a packed stream are a batch already.
+
+        What is read of a longer text is its beginning, or where `augmentation` crops a run of it that `generator` draws.
+        """
         if isinstance(rows, np.ndarray):
             return rows
         marks, (limit,) = spec.statistics["tokens"], spec.shape
-        array_BT = rows.padded(limit, marks["pad"])
+        if augmentation is not None and augmentation.crop:
+            spare = np.maximum(rows.lengths - limit, 0)
+            starts = (torch.rand(len(rows), generator=generator).numpy() * (spare + 1)).astype(np.int64)
+            array_BT = rows.padded(limit, text_augment.PADDING, starts)
+            array_BT[:, 0] = marks["begin"]
+        else:
+            array_BT = rows.padded(limit, text_augment.PADDING)
         array_BT[rows.lengths > limit, -1] = marks["end"]
         return array_BT
 
     def encode(self, array_BT: Tensor, spec: DataSpec) -> dict[str, Tensor]:
         """{"tokens": (B, T) int64, "mask": (B, T) bool, true where there is text}."""
-        return {"tokens": array_BT.long(), "mask": array_BT != spec.statistics["tokens"]["pad"]}
+        mask_BT = array_BT != text_augment.PADDING
+        return {"tokens": array_BT.long().where(mask_BT, spec.statistics["tokens"]["pad"]), "mask": mask_BT}
 
     def augment(self, array_BT: Tensor, spec: DataSpec, augmentation: Any, generator: torch.Generator) -> tuple[dict[str, Tensor], Mix | None]:
         """As `encode`, altered by `augmentation` with a draw of its own for each text."""
@@ -183,12 +195,18 @@ class Text:
             return Raw(None, f"cannot be read: {error.strerror}")
 
     def cell(self, value: Any, folder: Path) -> Any:
-        """What a table holds is the text itself."""
-        return value if value is not None else ""
+        """What a table holds is the text itself; what it lacks is None, or NaN."""
+        return "" if value is None or value != value else value
 
     def request(self, raw: bytes) -> str:
         """A source's item as a user would send it."""
         return text_cleaning.decode_text(raw, self.options.max_bytes)
+
+    def _tokens(self, text: str) -> float:
+        """About how many tokens a text will have. Scripts without blanks between words take one a character."""
+        if self.options.tokenizer is Kind.characters and not self.options.tokenizer_path:
+            return len(text) + 2
+        return len(text.split()) * TOKENS_A_WORD + len(minhash.UNSPACED.findall(text))
 
     def _cleaned(self, raw: Raw) -> tuple[str, dict[str, int]]:
         if raw.data is None:
@@ -212,11 +230,20 @@ def texts(rows: Ragged) -> Iterator[str]:
     return (bytes(row).decode() for row in rows)
 
 
+def _rarity(tokenizer: Any, chunks: Iterable[Ragged], vocabulary: int) -> list[float]:
+    seen, rows = np.zeros(vocabulary, np.int64), 0
+    for chunk in chunks:
+        for ids in tokenizing.encode(tokenizer, list(texts(chunk))):
+            seen[np.unique(ids)] += 1
+        rows += len(chunk)
+    return np.log((rows + 1) / (seen + 1)).round(4).tolist()
+
+
 def _within(limit: int, found: Iterable[str]) -> Iterator[str]:
     """The first texts, of `limit` bytes together."""
     taken = 0
     for text in found:
-        taken += len(text)
+        taken += len(text.encode())
         if taken > limit:
             return
         yield text

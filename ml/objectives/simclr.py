@@ -19,7 +19,7 @@ from ml.projector import encode_views, projector, spread
 class SimCLROptions(Options):
     temperature: float = Field(0.2, gt=0, le=10, description="Divides the similarities: lower looks harder at near neighbours.")
     hidden: int = Field(512, ge=8, le=65_536, description="Features of the projector's hidden layer.")
-    output: int = Field(128, ge=4, le=65_536, description="Features that are compared.")
+    output: int = Field(128, ge=0, le=65_536, description="Features that are compared; 0 compares those of the backbone, without a projector.")
 
 
 class SimCLR(nn.Module):
@@ -35,7 +35,7 @@ class SimCLR(nn.Module):
     def __init__(self, options: SimCLROptions, backbone: nn.Module, spec: DataSpec):
         super().__init__()
         self.temperature, self.backbone = options.temperature, backbone
-        self.projector = projector(backbone.width, options.hidden, options.output)
+        self.projector = projector(backbone.width, options.hidden, options.output) if options.output else nn.Identity()
 
     def step(self, batch: Batch) -> StepResult:
         features_BD = encode_views(self.backbone, batch)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import posixpath
 from collections.abc import Iterator, Sequence
 from itertools import groupby
@@ -15,8 +14,8 @@ from pydantic import Field
 
 from ml import contracts
 from ml.contracts import InputError, Raw
-from ml.files import Folder, Item, digest, folder_at, listing_digest, locate
-from ml.labels import label_texts, split_column, split_from_path
+from ml.files import Folder, Item, digest, folder_at, listing_digest, locate, short
+from ml.labels import class_names, label_texts, split_column, split_from_path
 
 BATCH_ROWS = 64
 """Rows of pictures in memory at a time."""
@@ -79,7 +78,7 @@ class Parquet:
             try:
                 file = pq.ParquetFile(handle, pre_buffer=False, buffer_size=2**20)
             except (pa.ArrowException, OSError) as error:
-                raise InputError(f"{path!r} in {folder.root} is not a whole Parquet file: {_short(error)}") from None
+                raise InputError(f"{path!r} in {folder.root} is not a whole Parquet file: {short(error)}") from None
             yield file
 
     def _scan_file(self, folder: Folder, path: str) -> pd.DataFrame:
@@ -96,11 +95,11 @@ class Parquet:
             try:
                 table = file.read(columns=[column for column in dict.fromkeys(wanted) if column in there])
             except (pa.ArrowException, OSError) as error:
-                raise InputError(f"{path!r} in {folder.root} is damaged: {_short(error)}") from None
+                raise InputError(f"{path!r} in {folder.root} is damaged: {short(error)}") from None
             count, schema = file.metadata.num_rows, file.schema_arrow
         frame = pd.DataFrame({"key": [f"{path}#{row}" for row in range(count)]}, dtype=object)
         labels = label_texts(table.column(label).to_pandas()) if label in there else pd.Series([None] * count, dtype=object)
-        frame["label"] = _class_names(labels, schema, label)
+        frame["label"] = class_names(labels, label, schema.metadata)
         frame["split"] = split_column(table.column(self.options.split).to_pandas(), self.options.split) if self.options.split else named
         for name in ("group", "slice"):
             column = getattr(self.options, name)
@@ -125,7 +124,7 @@ class Parquet:
                 first = done
                 while done < len(rows) and (done == first or rows[done - 1] < rows[done] < end):
                     done += 1
-                    yield Raw(None, f"its part of the Parquet file is damaged: {_short(error)}")
+                    yield Raw(None, f"its part of the Parquet file is damaged: {short(error)}")
 
 
 def _group_end(file: pq.ParquetFile, row: int) -> int:
@@ -170,18 +169,3 @@ def _raw(value: object, root: Folder) -> Raw:
     if isinstance(value, str) and value:
         return next(root.read([value]))
     return Raw(None, "no picture in this row" if not value else f"expected bytes or a path, found {type(value).__name__}")
-
-
-def _class_names(labels: pd.Series, schema: pa.Schema, column: str) -> pd.Series:
-    """Numbers replaced by the names that Hugging Face's `datasets` keeps beside them; its -1 means no label."""
-    try:
-        names = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][column]["names"]
-    except (KeyError, TypeError, ValueError):
-        return labels
-    known = {str(number): str(name) for number, name in enumerate(names)} | {"-1": None}
-    named = labels.map(lambda text: known.get(text, text))
-    return named.astype(object).where(named.notna(), None)
-
-
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from itertools import groupby
 from typing import BinaryIO
@@ -14,13 +13,13 @@ import pandas as pd
 from pydantic import Field
 
 from ml import contracts
+from ml.class_folders import Kind, Place, as_frame, check_classes, list_without
 from ml.contracts import InputError, Raw
 from ml.files import Folder, Item, digest, folder_at, listing_digest, locate
-from ml.labels import SPLITS, natural_order
+from ml.labels import SPLITS
 
 EXTENSIONS = (".txt", ".md", ".text")
-FURTHER = "unlabelled:"
-"""What keys of the further, unlabelled folder begin with."""
+TEXTS = Kind("texts", EXTENSIONS, ", ".join(EXTENSIONS))
 LONGEST = 2**16
 """Bytes of a paragraph; a longer one is cut at the end of a line, or at a space."""
 
@@ -28,21 +27,6 @@ LONGEST = 2**16
 class Unit(StrEnum):
     FILE = "file"
     PARAGRAPH = "paragraph"
-
-
-@dataclass(frozen=True)
-class Text:
-    """One file that is to be read, and what its place tells."""
-
-    folder: Folder
-    item: Item
-    prefix: str = ""
-    label: str | None = None
-    split: str | None = "unlabelled"
-
-    @property
-    def key(self) -> str:
-        return self.prefix + _clean(self.item.path)
 
 
 class TextFolder:
@@ -59,29 +43,24 @@ class TextFolder:
 
     def __init__(self, options: TextFolder.Options) -> None:
         self.options = options
-        self._texts: dict[str, Text] = {}
+        self._texts: dict[str, Place] = {}
         self._ranges: dict[str, np.ndarray] = {}
 
     def scan(self) -> pd.DataFrame:
         (folder, items, folders), (further, extra, _) = self._folders()
         texts, ignored = _texts(self.options.path, folder, items, folders) if folder else ([], 0)
         if folder and not texts:
-            raise InputError(f"{self.options.path!r} holds no texts: found {len(items)} files, none of them {', '.join(EXTENSIONS)}")
+            raise InputError(f"{self.options.path!r} holds no texts: found {len(items)} files, none of them {TEXTS.listed}")
         if further:
-            found, strange = _named(extra)
-            if not found:
-                raise InputError(f"the folder of unlabelled texts {self.options.unlabelled!r} holds none ({', '.join(EXTENSIONS)})")
-            texts, ignored = texts + [Text(further, item, FURTHER) for item in found], ignored + strange
+            found, strange = TEXTS.further(further, extra, self.options.unlabelled)
+            texts, ignored = texts + found, ignored + strange
         if self.options.unit is Unit.PARAGRAPH and all(text.label is not None for text in texts):
             raise InputError(
                 f"unit=paragraph is for texts without classes, but {self.options.path!r} holds class folders. Set data.source.options.unit=file; "
                 f"or, if these are no classes, give the folder as data.source.options.unlabelled and leave `path` empty"
             )
         self._texts, self._ranges = {text.key: text for text in texts}, {}
-        frame = pd.DataFrame([row for text in texts for row in self._rows(text)], columns=["key", "label", "split", "group", "slice"], dtype=object)
-        frame = frame.where(frame.notna(), None)
-        frame.attrs["ignored"] = ignored
-        return frame
+        return as_frame([row for text in texts for row in self._rows(text)], ignored)
 
     def read(self, keys: Sequence[str]) -> Iterator[Raw]:
         if not self._texts:
@@ -107,29 +86,24 @@ class TextFolder:
             if not self.options.path:
                 return (None, [], []), further
         folder, name = locate(self.options.path)
-        items, folders = folder.list()
         if name is not None:
-            return (folder, [item for item in items if item.path == name], []), further
-        if further[0]:
-            within = further[0].root.removeprefix(folder.root + "/") + "/"
-            items = [item for item in items if not item.path.startswith(within)]
-            folders = [path for path in folders if not (path + "/").startswith(within)]
-        return (folder, items, folders), further
+            return (folder, [item for item in folder.list()[0] if item.path == name], []), further
+        return (folder, *list_without(folder, further[0])), further
 
-    def _rows(self, text: Text) -> list[dict]:
+    def _rows(self, text: Place) -> list[dict]:
         if text.label is not None or self.options.unit is Unit.FILE:
-            return [{"key": text.key, "label": text.label, "split": text.split}]
+            return [text.row]
         count = max(1, len(self._found(text)))  # a file without any gives one row, and a reason when that is read
         return [{"key": f"{text.key}:{number}", "label": None, "split": text.split} for number in range(count)]
 
-    def _run(self, key: str) -> Folder | Text | None:
+    def _run(self, key: str) -> Folder | Place | None:
         """What keys that follow one another are read from together: a folder of whole files, or a file of paragraphs."""
         if key in self._texts:
             return self._texts[key].folder
         name, _, number = key.rpartition(":")
         return self._texts.get(name) if number.isdecimal() else None
 
-    def _found(self, text: Text) -> np.ndarray:
+    def _found(self, text: Place) -> np.ndarray:
         """Where the file's paragraphs begin and end, in bytes; none where it cannot be opened."""
         if text.key not in self._ranges:
             self._ranges[text.key] = np.empty((0, 2), np.int64)
@@ -141,7 +115,7 @@ class TextFolder:
                     pass  # reading it will tell why
         return self._ranges[text.key]
 
-    def _paragraphs(self, text: Text, numbers: list[int]) -> Iterator[Raw]:
+    def _paragraphs(self, text: Place, numbers: list[int]) -> Iterator[Raw]:
         found = self._found(text)
         if not len(found):
             yield from (_present(raw) for raw in text.folder.read([text.item.path] * len(numbers)))
@@ -182,73 +156,25 @@ def _ranges(file: BinaryIO) -> np.ndarray:
     return np.array(found, np.int64).reshape(-1, 2)
 
 
-def _texts(root: str, folder: Folder, items: list[Item], folders: list[str]) -> tuple[list[Text], int]:
+def _texts(root: str, folder: Folder, items: list[Item], folders: list[str]) -> tuple[list[Place], int]:
     """The texts with labels and splits as the folders tell them, and how many files are passed over."""
-    named, ignored = _named(items)
-    top = {path: SPLITS.get(path.lower()) for path in {item.path.split("/")[0] for item in named} | {path for path in folders if "/" not in path}}
-    filled = {item.path.split("/")[0] for item in named if "/" in item.path}
-    training = {path for path, split in top.items() if split == "train"}
-    # "train" is also a fine name for a class: it is a split where it is alone or has another split beside it.
-    by_split = bool(training) and (
-        any(split in ("validation", "test") for split in top.values()) or all(top[path] in ("train", "unlabelled") for path in filled)
-    )
-    depth = 1 if by_split else 0
-    texts, loose = [], []
-    for item in named:
-        parts = item.path.split("/")
-        first = top[parts[0]]
-        label = parts[depth] if len(parts) > depth + _by_name(item.path) else None
-        if first == "unlabelled" or (label and SPLITS.get(label.lower()) == "unlabelled"):
-            texts.append(Text(folder, item))
-        elif label is None or (by_split and first is None):
-            loose.append(item)
-        else:
-            texts.append(Text(folder, item, label=_clean(label), split=first if by_split else None))
+    layout = TEXTS.lay_out(folder, items, folders)
+    texts = []
+    for place in layout.places:
+        if place.split == "unlabelled" or _unlabelled(place.label or ""):
+            texts.append(Place(folder, place.item))
+        elif place.label is not None and (place.split or not layout.by_split):
+            texts.append(place)
     labelled = [text for text in texts if text.label is not None]
-    if not any(_by_name(text.item.path) for text in labelled):
-        return [Text(folder, item) for item in named], ignored
-    kept = [path for path in folders if path.count("/") == depth and (top[path.split("/")[0]] == "train" if by_split else SPLITS.get(path.lower()) != "unlabelled")]
-    _check(root, labelled, [path for path in kept if SPLITS.get(path.split("/")[-1].lower()) != "unlabelled"])
-    return texts, ignored + len(loose)
+    if not any(TEXTS.by_name(text.item.path) for text in labelled):
+        return [Place(folder, place.item) for place in layout.places], layout.ignored
+    TEXTS.check_filled(root, labelled, [path for path in layout.class_folders if not _unlabelled(path.split("/")[-1])])
+    check_classes(root, labelled, "; texts without classes are given as data.source.options.unlabelled, with `path` left empty")
+    return texts, layout.ignored + len(layout.places) - len(texts)
 
 
-def _check(root: str, labelled: list[Text], class_folders: list[str]) -> None:
-    used = {"/".join(text.item.path.split("/")[: depth + 1]) for text in labelled for depth in range(text.item.path.count("/"))}
-    empty = natural_order(path for path in class_folders if path not in used)
-    if empty:
-        raise InputError(
-            f"the class folder{'s' * (len(empty) > 1)} {', '.join(map(repr, empty[:10]))} in {root!r} hold{'s' * (len(empty) == 1)} no texts: "
-            f"add some ({', '.join(EXTENSIONS)}), or remove the folder"
-        )
-    train = {text.label for text in labelled if text.split in (None, "train")}
-    for split in ("validation", "test"):
-        lost = natural_order({text.label for text in labelled if text.split == split} - train)
-        if lost:
-            raise InputError(f"class {', '.join(map(repr, lost[:10]))} is in the {split} part of {root!r}, but not in its training part: nothing could learn it")
-    if len(train) == 1:
-        raise InputError(
-            f"found one class only in {root!r}: {next(iter(train))!r}. Telling classes apart takes at least two folders; "
-            f"texts without classes are given as data.source.options.unlabelled, with `path` left empty"
-        )
-
-
-def _named(items: list[Item]) -> tuple[list[Item], int]:
-    """Those of the items that are texts by name, or unreadable and in a folder's place; and how many are neither."""
-    kept = [item for item in items if not _hidden(item.path) and (_by_name(item.path) or (item.reason and "." not in item.path.split("/")[-1]))]
-    return kept, len(items) - len(kept)
-
-
-def _by_name(path: str) -> bool:
-    return path.lower().endswith(EXTENSIONS)
-
-
-def _hidden(path: str) -> bool:
-    return any(part.startswith(".") for part in path.split("/"))
-
-
-def _clean(path: str) -> str:
-    """A name as clean text: bytes that are not UTF-8, which Linux allows in names, show as \\xNN."""
-    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+def _unlabelled(folder: str) -> bool:
+    return SPLITS.get(folder.lower()) == "unlabelled"
 
 
 def _present(raw: Raw) -> Raw:

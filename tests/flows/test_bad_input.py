@@ -148,6 +148,56 @@ CASES = {
 }
 
 
+def texts(change, name: str = "rows.csv"):
+    """A function that writes a changed table of twelve texts, and gives the override that names it."""
+
+    def make(root: Path) -> list[str]:
+        frame = change(pd.DataFrame({"text": [f"text number {row} of a few" for row in range(12)], "label": ["a", "b"] * 6}))
+        if name.endswith(".parquet"):
+            frame.to_parquet(root / name)
+        elif name.endswith(".jsonl"):
+            frame.to_json(root / name, orient="records", lines=True)
+        else:
+            frame.to_csv(root / name, index=False)
+        return [f"{SOURCE}={root / name}"]
+
+    return make
+
+
+def damaged(make, damage):
+    """The same with its file's bytes changed."""
+
+    def changed(root: Path) -> list[str]:
+        overrides = make(root)
+        path = Path(overrides[0].partition("=")[2])
+        path.write_bytes(damage(path.read_bytes()))
+        return overrides
+
+    return changed
+
+
+def same(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame
+
+
+# The same for the recipe `tiny_text`.
+TEXT_CASES = {
+    "text column missing": (texts(lambda frame: frame.rename(columns={"text": "words"})), ["'rows.csv'", "'words'", "'label'", "data.source.options.text"]),
+    "label column missing": (texts(lambda frame: frame[["text"]]), ["12 rows and no labelled row"]),
+    "all rows empty": (texts(lambda frame: frame.assign(text="")), ["none of the 12 items can be read", "the text is missing"]),
+    "one class only": (texts(lambda frame: frame.assign(label="a")), ["one class only: 'a'", "at least two"]),
+    "truncated parquet": (damaged(texts(same, "rows.parquet"), lambda data: data[:-40]), ["rows.parquet", "not a whole Parquet file"]),
+    "damaged line of JSON": (damaged(texts(same, "rows.jsonl"), lambda data: data.replace(b'6 of a few"', b"6 of a few")), ["rows.jsonl", "line 7"]),
+    "too little text to pretrain on": (
+        texts(lambda frame: frame.assign(text=list("cdefghijklmn"))),
+        ["at least 2 blocks of 16 tokens", "found 1", "pretraining.enabled=false"],
+    ),
+    "a tokenizer that is not there": (["data.modality.options.tokenizer_path=nowhere"], ["cannot read a tokenizer from nowhere"]),
+    "too small a vocabulary": (["data.modality.options.vocabulary=8"], ["a vocabulary of 8 is too small for wordpiece", "16"]),
+    "a backbone for pictures": (["backbone=small-cnn"], ["does not read text data", "text-cnn"]),
+}
+
+
 def check(done, words: list[str]) -> None:
     assert done.code == 2, (done.code, done.err)
     assert done.out == ""
@@ -163,6 +213,13 @@ def test_one_message_and_exit_code_2(case, finished, warmstart, tiny, tmp_path):
     arguments = overrides(tmp_path) if callable(overrides) else overrides
     check(warmstart(finished.folder, "run", tiny, *arguments, "--json"), words)
     assert not (tmp_path / "canary").exists()
+
+
+@pytest.mark.parametrize("case", TEXT_CASES)
+def test_one_message_for_texts_too(case, finished_text, warmstart, tiny_text, tmp_path):
+    overrides, words = TEXT_CASES[case]
+    arguments = overrides(tmp_path) if callable(overrides) else overrides
+    check(warmstart(finished_text.folder, "run", tiny_text, *arguments, "--json"), words)
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ POINTS = [
     "register.alias",
 ]
 """Each next attempt dies at the next point; where a point lies behind, the attempt before has got past it."""
+TEXT_POINTS = ["preprocess.chunk", "pretrain.step:3", "checkpoint.write", "finetune.step:3"]
 
 OFTEN = "pretraining.fit.checkpoint_seconds=0"  # a checkpoint after each step
 
@@ -55,16 +56,20 @@ def running(folder: Path) -> list[str]:
     ]
 
 
-@pytest.fixture(scope="module")
-def killed(tmp_path_factory, start, warmstart, tiny):
-    """A folder in which the command was killed at each point in turn and then run to its end; and that last end."""
-    folder = tmp_path_factory.mktemp("killed")
-    for point in POINTS:
-        process = start(folder, "run", tiny, "--json", OFTEN, crash=point)
+def kill_at(points, folder, start, recipe) -> None:
+    for point in points:
+        process = start(folder, "run", recipe, "--json", OFTEN, crash=point)
         done = process.wait()
         assert done.code == -signal.SIGKILL, (point, done.err)
         with pytest.raises(ProcessLookupError):  # it leaves no process behind
             os.killpg(process.process.pid, 0)
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory, start, warmstart, tiny):
+    """A folder in which the command was killed at each point in turn and then run to its end; and that last end."""
+    folder = tmp_path_factory.mktemp("killed")
+    kill_at(POINTS, folder, start, tiny)
     return folder, warmstart(folder, "run", tiny, "--json", OFTEN)
 
 
@@ -95,6 +100,15 @@ def test_curves_have_each_step_once(killed):
     run_id = next(stage["run_id"] for stage in done.result["stages"] if stage["name"] == "pretrain")
     steps = [one.step for one in MlflowClient(f"sqlite:///{folder / 'mlflow.db'}").get_metric_history(run_id, "train/loss")]
     assert steps == sorted(set(steps)) and len(steps) == 9
+
+
+def test_texts_too(tmp_path, start, warmstart, tiny_text, finished_text):
+    kill_at(TEXT_POINTS, tmp_path, start, tiny_text)
+    result = warmstart(tmp_path, "run", tiny_text, "--json", OFTEN).result
+    assert weights(tmp_path) == weights(finished_text.folder)
+    assert {"pretrain/backbone.safetensors", "finetune/model.safetensors", "baseline/model.safetensors"} <= weights(tmp_path).keys()
+    assert result["metrics"] == finished_text.result["metrics"] and result["metrics"]["accuracy"]["value"] > 0.8
+    assert {len(ids) for ids in stage_runs(tmp_path).values()} == {1} and running(tmp_path) == []
 
 
 LONG = ["pretraining.fit.epochs=400", "pretraining.probe=false", "finetuning.baseline=false", "finetuning.classical=false"]

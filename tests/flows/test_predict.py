@@ -55,3 +55,18 @@ def test_killed_it_goes_on(finished, start, warmstart, inputs, tmp_path):
     assert warmstart(finished.folder, *arguments).code == 0
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "scores.parquet"), part)
     assert not (tmp_path / "scores.parquet.parts").exists()
+
+
+def test_texts_score_as_the_training_code_does(finished_text, warmstart, tmp_path):
+    texts = ["sail and storm, harbour and mast", "a bowl of flour — sugar, butter", "Größe ☃ 日本", ""]
+    pd.DataFrame({"text": texts}).to_csv(tmp_path / "rows.csv", index=False)
+    (tmp_path / "folder").mkdir()
+    for number, text in enumerate(texts):
+        (tmp_path / "folder" / f"{number}.txt").write_text(text, encoding="utf-8")
+    done = warmstart(finished_text.folder, "predict", "models:/tiny/1", tmp_path / "rows.csv", tmp_path / "folder", "--output", tmp_path / "x.parquet")
+    assert done.code == 0, done.err
+    frame = pd.read_parquet(tmp_path / "x.parquet")
+    run = MlflowClient(f"sqlite:///{finished_text.folder / 'mlflow.db'}").get_run(finished_text.stages()["finetune"])
+    expected = Predictor.load(Path(run.info.artifact_uri.removeprefix("file://")) / "model").predict([*texts, *texts])
+    np.testing.assert_allclose(frame[["p_salt", "p_sea"]], expected[["p_salt", "p_sea"]], atol=1e-6)
+    assert frame["label"][:2].tolist() == ["sea", "salt"] and frame["error"].fillna("").tolist() == ["", "", "", "empty"] * 2

@@ -1,5 +1,7 @@
 """Labels become text, classes get an order that people expect, and split words are understood."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ml.contracts import InputError
-from ml.labels import label_texts, natural_order, split_column, split_from_path
+from ml.labels import class_names, label_texts, natural_order, split_column, split_from_path
 
 
 @pytest.mark.parametrize(
@@ -28,6 +30,22 @@ from ml.labels import label_texts, natural_order, split_column, split_from_path
 )
 def test_labels_are_text(values, expected):
     assert label_texts(values).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (pd.Series([1, 0, -1, 7]), ["pos", "neg", None, 7]),
+        (pd.Series([1.0, np.nan]), ["pos", None]),
+        (pd.Series(["0", "-1", None, "x"], dtype=object), ["neg", None, None, "x"]),
+    ],
+)
+def test_numbers_get_the_names_kept_beside_them(values, expected):
+    metadata = {b"huggingface": json.dumps({"info": {"features": {"label": {"names": ["neg", "pos"]}}}}).encode()}
+    assert class_names(values, "label", metadata).tolist() == expected
+    for none in (None, {}, {b"huggingface": b"{"}, {b"huggingface": b"{\"info\": null}"}):
+        assert class_names(values, "label", none) is values
+    assert class_names(values, "other", metadata) is values
 
 
 def test_numbers_sort_as_numbers():

@@ -2,6 +2,7 @@
 
 import base64
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -109,3 +110,50 @@ def test_a_backbone_embeds(folder, arrays):
 def test_a_folder_without_a_model_says_so(tmp_path):
     with pytest.raises(InputError, match="no backbone"):
         load(tmp_path)
+
+
+def test_texts_score_as_their_stored_rows(text_model, tmp_path):
+    predictor = Predictor.load(text_model.folder / "model")
+    lines = text_model.lines
+    expected = predictor.predict_arrays(text_model.tokens)
+    assert np.ptp(expected[:, 0]) > 0.01
+    path = tmp_path / "one.txt"
+    path.write_text(lines[2], encoding="utf-8")
+    frame = predictor.predict([*lines, lines[2].encode("utf-16"), path])
+    assert list(frame.columns) == ["label", "probability", "p_cat", "p_dog", "error"]
+    np.testing.assert_allclose(frame[["p_cat", "p_dog"]], expected[[0, 1, 2, 3, 2, 2]], atol=1e-6)
+    assert frame["label"].tolist() == [("cat", "dog")[k] for k in expected[[0, 1, 2, 3, 2, 2]].argmax(1)]
+    for batch_size in (1, 3):
+        np.testing.assert_allclose(predictor.predict_arrays(text_model.tokens[[3, 0, 2, 1]], batch_size), expected[[3, 0, 2, 1]], atol=1e-6)
+
+
+def test_bad_texts_cost_their_own_row_only(text_model, tmp_path):
+    predictor = Predictor.load(text_model.folder / "model")
+    lines = text_model.lines
+    mixed = [lines[0], "", b"\0\1\2", None, 3, lines[1], "x" * 300_000, tmp_path / "none.txt", "\u200b", lines[3]]
+    frame = predictor.predict(mixed, batch_size=3)
+    bad = frame[frame["error"].notna()]
+    assert bad.index.tolist() == [1, 2, 3, 4, 6, 7, 8]
+    assert bad["label"].isna().all() and bad.filter(like="p_").isna().all(axis=None)
+    for error, words in zip(bad["error"], ["empty", "binary", "found NoneType", "found int", "300,000 characters", "not a file", "empty"], strict=True):
+        assert words in error
+    np.testing.assert_allclose(frame.loc[[0, 5, 9], ["p_cat", "p_dog"]], predictor.predict_arrays(text_model.tokens[[0, 1, 3]]), atol=1e-6)
+    assert predictor.predict(["", "\0"])["error"].notna().all() and len(predictor.predict([])) == 0
+    assert predictor.predict([tmp_path], files=False)["error"].item() == "paths are not accepted here"
+
+
+def test_a_backbone_embeds_texts(text_model):
+    embedder = load(text_model.folder / "backbone")
+    frame = embedder.predict([text_model.lines[1], ""])
+    np.testing.assert_allclose(frame.iloc[0, :-1].astype(float), embedder.embed_arrays(text_model.tokens[1:2])[0], atol=1e-5)
+    assert frame.iloc[1, :-1].isna().all() and frame["error"].tolist() == [None, "empty"]
+
+
+def test_which_stored_rows_a_model_reads(text_model, folder):
+    predictor, picture = Predictor.load(text_model.folder / "model"), Predictor.load(folder / "model")
+    own = predictor.spec
+    assert predictor.reads(own) and picture.reads(picture.spec) and not picture.reads(own)
+    assert not predictor.reads(replace(own, options=own.options | {"lowercase": False}))
+    # The tokens of another tokenizer are other words, however many there are.
+    assert not predictor.reads(replace(own, statistics=own.statistics | {"tokenizer": own.statistics["tokenizer"].replace("gold", "dlog")}))
+    assert picture.reads(replace(picture.spec, statistics={"mean": [0.4] * 3, "std": [0.3] * 3}))

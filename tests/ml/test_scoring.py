@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image as Pillow
@@ -176,10 +178,10 @@ def test_parts_of_another_scoring_are_not_taken(predictor, pictures, files, tmp_
         (lambda root: [str(root / "none")], ["nothing at", "none"]),
         (lambda root: [str(root)], ["holds no images", ".png"]),
         (lambda root: [_written(root / "cut.parquet", b"PAR1 not whole")], ["cut.parquet", "not a whole Parquet file"]),
-        (lambda root: [_written(root / "empty.csv", b"")], ["empty.csv", "cannot be read as CSV"]),
+        (lambda root: [_written(root / "empty.csv", b"")], ["empty.csv", "has no column image or path", "it has none"]),
         (lambda root: [_written(root / "none.csv", b"image\n")], ["nothing to score"]),
         (lambda root: [_written(root / "other.csv", b"name,age\nx,1\n")], ["has no column image or path", "name, age", "--column"]),
-        (lambda root: [_written(root / "odd.csv", b"image\n\xff\xfe\n")], ["odd.csv", "cannot be read as CSV"]),
+        (lambda root: [_written(root / "odd.csv", b"image\n\0\xfe\n")], ["odd.csv", "binary file"]),
     ],
 )
 def test_inputs_that_cannot_be_scored(predictor, tmp_path, make, words):
@@ -223,3 +225,79 @@ def test_two_at_once_into_one_output(predictor, pictures, tmp_path):
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(InputError, match="another process"):
             scoring.score(predictor, "models:/m/1", [str(pictures)], tmp_path / "scores.parquet", 4)
+
+
+@pytest.fixture
+def reader(text_model) -> Predictor:
+    return Predictor.load(text_model.folder / "model")
+
+
+def test_texts_in_tables_and_files(reader, text_model, tmp_path):
+    """However they come, also those without any text: each has its row, and the same scores."""
+    texts = [*text_model.lines, "", 'A "quoted, odd" one;\twith a tab\nand a line', "123"]
+    frame = pd.DataFrame({"id": range(len(texts)), "Text": texts})
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    frame.to_csv(tmp_path / "b.tsv", index=False, sep="\t")
+    frame.to_csv(tmp_path / "c.csv.gz", index=False)
+    frame.to_csv(tmp_path / "d.csv", index=False, encoding="utf-16")
+    frame.to_json(tmp_path / "e.jsonl", orient="records", lines=True)
+    frame.to_parquet(tmp_path / "f.parquet")
+    frame.assign(Text=[text.encode() for text in texts]).to_parquet(tmp_path / "g.parquet")
+    (tmp_path / "h" / "inner").mkdir(parents=True)
+    for number, text in enumerate(texts):
+        (tmp_path / "h" / ("inner" if number > 4 else ".") / f"{number}.txt").write_text(text, encoding="utf-8")
+    (tmp_path / "h" / "picture.png").write_bytes(b"not to be scored")
+    found = [tmp_path / name for name in ("a.csv", "b.tsv", "c.csv.gz", "d.csv", "e.jsonl", "f.parquet", "g.parquet", "h")]
+    scored = run(reader, found, tmp_path / "scores.parquet")
+    expected = reader.predict(texts)
+    assert len(scored) == len(found) * len(texts)
+    for name, part in scored.groupby(np.repeat([path.name for path in found], len(texts))):
+        assert part["label"].fillna("").tolist() == expected["label"].fillna("").tolist(), name
+        np.testing.assert_allclose(part[["p_cat", "p_dog"]], expected[["p_cat", "p_dog"]], atol=1e-6)
+        assert part["error"].fillna("").tolist() == expected["error"].fillna("").tolist(), name
+
+
+def test_texts_that_are_missing_or_something_else(reader, text_model, tmp_path):
+    gold = text_model.lines[0]
+    (tmp_path / "a.jsonl").write_text(f'{{"text": "{gold}"}}\n{{"text": null}}\n{{"other": 1}}\n\n{{"text": 5}}\n{{"text": ["x"]}}\n')
+    pd.DataFrame({"text": [gold, None]}).to_parquet(tmp_path / "b.parquet")
+    binary = pa.array([gold.encode(), b"caf\xe9 au lait", b"\0"], pa.binary())
+    pq.write_table(pa.table({"text": pa.Array.from_buffers(pa.string(), 3, binary.buffers())}), tmp_path / "c.parquet")  # strings in no UTF-8
+    frame = run(reader, [tmp_path / name for name in ("a.jsonl", "b.parquet", "c.parquet")], tmp_path / "scores.parquet")
+    assert frame["error"].fillna("").tolist() == [
+        *("", "empty", "empty", "a text is a string or bytes; found int", "a text is a string or bytes; found list"),
+        *("", "empty", "", "", "binary, not text"),
+    ]
+    assert_same_text(frame.iloc[[0, 5, 7, 8]], reader, [gold, gold, gold, "café au lait"])
+
+
+def assert_same_text(frame: pd.DataFrame, predictor: Predictor, texts: list[str]) -> None:
+    np.testing.assert_allclose(frame[["p_cat", "p_dog"]], predictor.predict(texts)[["p_cat", "p_dog"]], atol=1e-6)
+
+
+def test_quotes_between_tabs_mean_nothing(reader, tmp_path):
+    """As in training: a quote at a text's start takes no later rows with it."""
+    (tmp_path / "a.tsv").write_text('text\tid\n"Great film\t1\nnext\t2\n"both" here\t3\n')
+    assert_same_text(run(reader, [tmp_path / "a.tsv"], tmp_path / "scores.parquet"), reader, ['"Great film', "next", '"both" here'])
+
+
+def test_an_old_encoding_is_read_as_in_training(reader, tmp_path):
+    texts = ["Größe und Maß, schön und übel", "ein naïver Café-Besucher für fünf Franken"]
+    (tmp_path / "a.csv").write_bytes(pd.DataFrame({"text": texts}).to_csv(index=False).encode("cp1252"))
+    assert_same_text(run(reader, [tmp_path / "a.csv"], tmp_path / "scores.parquet"), reader, texts)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "words"),
+    [
+        ("a.jsonl", b'{"text": "x"}\n{"text": \n', ["a.jsonl", "line 2"]),
+        ("a.csv", b"name,age\nx,1\n", ["no column text or sentence", "name, age", "--column"]),
+        ("a.parquet", b"PAR1 cut", ["not a whole Parquet file"]),
+        ("a.csv.gz", b"\x1f\x8b\x08 cut", ["a.csv.gz"]),
+    ],
+)
+def test_tables_of_texts_that_cannot_be_scored(reader, tmp_path, name, data, words):
+    with pytest.raises(InputError) as refused:
+        scoring.score(reader, "models:/m/1", [_written(tmp_path / name, data)], tmp_path / "scores.parquet", 4)
+    for word in words:
+        assert word in str(refused.value)

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from ml.contracts import DataSpec, InputError
+from ml.ragged import Ragged
 from ml.store import MANIFEST, PARTIAL, Store, write_store
 
 SPEC = DataSpec("image", {"size": 4}, (3, 4, 4), ("b", "a"), {"mean": [0.5] * 3, "std": [0.2] * 3})
@@ -22,11 +23,16 @@ def table(rows=10):
     return pd.DataFrame({"row_id": names, "key": names, "label": np.arange(rows) % 2 - (np.arange(rows) == 9), "slice": None, "part": "train"})
 
 
+def lines(rows=10):
+    """Rows of different lengths, one of them without a value."""
+    return Ragged.of([np.arange(row, 2 * row) for row in range(rows)], np.int32)
+
+
 def write(folder, array=None, frame=None, chunks=3, quarantined=(), **facts):
     array = arrays() if array is None else array
     quarantine = pd.DataFrame({"key": list(quarantined), "reason": "bad", "bytes": 1})
-    pieces = np.array_split(array, chunks)
-    return write_store(folder, ({"image": piece} for piece in pieces), table() if frame is None else frame, quarantine, SPEC, {"rows": len(array), **facts})
+    pieces = ({"image": array[part], "text": lines(len(array))[part]} for part in np.array_split(np.arange(len(array)), chunks))
+    return write_store(folder, pieces, table() if frame is None else frame, quarantine, SPEC, {"rows": len(array), **facts})
 
 
 def test_what_is_written_is_read_back(tmp_path):
@@ -34,6 +40,9 @@ def test_what_is_written_is_read_back(tmp_path):
     assert np.array_equal(store.array, arrays())
     assert isinstance(store.array, np.memmap)
     assert not store.array.flags.writeable
+    assert list(store.arrays) == ["image", "text"]
+    assert [row.tolist() for row in store.arrays["text"]] == [row.tolist() for row in lines()]
+    assert isinstance(store.arrays["text"].values, np.memmap) and not store.arrays["text"].values.flags.writeable
     assert store.table["row_id"].tolist() == table()["row_id"].tolist()
     assert store.labels.dtype == np.int64
     assert store.labels.tolist() == table()["label"].tolist()
@@ -56,6 +65,23 @@ def test_the_digest_is_that_of_the_content_alone(tmp_path):
         write(tmp_path, more=1),
     ]
     assert len({first.digest, *(other.digest for other in others)}) == 5
+
+
+def test_where_rows_end_counts_too(tmp_path):
+    """The same values, cut into other rows, are another store."""
+    cuts = [[0, 1, 3], [0, 2, 3], [0, 0, 3]]
+    stores = [
+        write_store(tmp_path, [{"text": Ragged(np.arange(3), np.array(cut))}], table(2), pd.DataFrame({"key": []}), SPEC, {}) for cut in cuts
+    ]
+    assert len({store.digest for store in stores}) == 3
+    assert [store.array.offsets.tolist() for store in stores] == cuts
+
+
+def test_rows_without_any_value(tmp_path):
+    nothing = Ragged.of([np.zeros(0)] * 2, np.int32)
+    store = write_store(tmp_path, [{"text": nothing}], table(2), pd.DataFrame({"key": []}), SPEC, {})
+    assert [row.tolist() for row in store.array] == [[], []]
+    store.verify()
 
 
 def test_a_store_that_is_there_is_kept_and_a_damaged_one_replaced(tmp_path):
@@ -111,7 +137,7 @@ def test_a_missing_folder_and_another_version(tmp_path):
 
 def test_a_failed_write_leaves_nothing(tmp_path):
     def failing():
-        yield {"image": arrays()[:5]}
+        yield {"image": arrays()[:5], "text": lines()[:5]}
         raise OSError("gone")
 
     with pytest.raises(OSError, match="gone"):

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,6 +12,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow
@@ -38,22 +40,38 @@ pytestmark = [
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(scope="module")
-def golden():
-    """Picture files and the arrays that they decode to."""
+@dataclass(frozen=True)
+class Saved:
+    """A folder with a model and the same packed for MLflow, what its users may send, and what is stored of that."""
+
+    folder: Path
+    column: str
+    values: list
+    arrays: object
+    bad: object
+
+    def expected(self) -> np.ndarray:
+        return Predictor.load(self.folder / "model").predict_arrays(self.arrays)
+
+    def pack(self, kind: DataType) -> None:
+        mlflow.pyfunc.save_model(
+            self.folder / "packed",
+            python_model=str(ROOT / "tasks" / "pyfunc_model.py"),
+            artifacts={"model": str(self.folder / "model")},
+            code_paths=[str(ROOT / "ml")],
+            pip_requirements=["mlflow"],
+            signature=ModelSignature(Schema([ColSpec(kind, self.column)])),
+            input_example=pd.DataFrame({self.column: self.values[:1]}),
+        )
+
+
+def image_model(folder: Path) -> Saved:
     arrays = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
     files = []
     for array in arrays:
         file = io.BytesIO()
         Pillow.fromarray(array).save(file, "PNG")
         files.append(file.getvalue())
-    return arrays, files
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory, golden):
-    """A model's folder, and the same packed for MLflow."""
-    folder = tmp_path_factory.mktemp("serving")
     torch.manual_seed(0)
     modality = MODALITIES["image"](MODALITIES["image"].Options(size=16, channels=3))
     spec = modality.spec(("cat", "dog"), {"mean": [0.5] * 3, "std": [0.25] * 3})
@@ -61,16 +79,20 @@ def saved(tmp_path_factory, golden):
     model = Model.build(backbone, head, spec)
     torch.nn.init.normal_(model.head.linear.weight)
     save_model(model, folder / "model", backbone, head, spec, temperature=1.7)
-    mlflow.pyfunc.save_model(
-        folder / "packed",
-        python_model=str(ROOT / "tasks" / "pyfunc_model.py"),
-        artifacts={"model": str(folder / "model")},
-        code_paths=[str(ROOT / "ml")],
-        pip_requirements=["mlflow"],
-        signature=ModelSignature(Schema([ColSpec(DataType.binary, "image")])),
-        input_example=pd.DataFrame({"image": golden[1][:1]}),
-    )
-    return folder
+    return Saved(folder, "image", files, arrays, b"not a picture")
+
+
+@pytest.fixture(scope="module", params=["image", "text"])
+def saved(request, tmp_path_factory) -> Saved:
+    folder = tmp_path_factory.mktemp("serving")
+    if request.param == "text":
+        given = request.getfixturevalue("text_model")
+        shutil.copytree(given.folder / "model", folder / "model")
+        made = Saved(folder, "text", given.lines, given.tokens, "\u200b<br>")
+    else:
+        made = image_model(folder)
+    made.pack(DataType.binary if request.param == "image" else DataType.string)
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -79,12 +101,12 @@ def url(saved):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(saved / "packed"), "--env-manager", "local", "-p", str(port), "-w", "1"]
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(saved.folder / "packed"), "--env-manager", "local", "-p", str(port), "-w", "1"]
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "WARMSTART_ALLOW_PATHS")}
     # The server starts its workers as `uvicorn`, which stands beside this interpreter.
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
-    log = (saved / "server.log").open("w")
-    server = subprocess.Popen(command, cwd=saved, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    log = (saved.folder / "server.log").open("w")
+    server = subprocess.Popen(command, cwd=saved.folder, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
     try:
         deadline = time.monotonic() + 180
         while True:
@@ -93,7 +115,7 @@ def url(saved):
                 break
             except OSError:
                 if server.poll() is not None or time.monotonic() > deadline:
-                    pytest.fail(f"the server did not come up: {(saved / 'server.log').read_text()[-3000:]}")
+                    pytest.fail(f"the server did not come up: {(saved.folder / 'server.log').read_text()[-3000:]}")
                 time.sleep(0.3)
         yield f"http://127.0.0.1:{port}/invocations"
     finally:
@@ -108,40 +130,53 @@ def post(url: str, content: dict) -> list[dict]:
         return json.load(answer)["predictions"]
 
 
-def encoded(data: bytes) -> str:
-    return base64.b64encode(data).decode()
+def sent(*values) -> list:
+    """The values as JSON has them."""
+    return [base64.b64encode(value).decode() if isinstance(value, bytes) else value for value in values]
 
 
-def test_the_server_agrees_with_the_training_code(url, saved, golden):
-    arrays, files = golden
-    expected = Predictor.load(saved / "model").predict_arrays(arrays)
-    rows = post(url, {"dataframe_split": {"columns": ["image"], "data": [[encoded(file)] for file in files]}})
-    np.testing.assert_allclose([[row["p_cat"], row["p_dog"]] for row in rows], expected, atol=1e-5)
+def test_the_server_agrees_with_the_training_code(url, saved):
+    rows = post(url, {"dataframe_split": {"columns": [saved.column], "data": [[value] for value in sent(*saved.values)]}})
+    expected = saved.expected()
+    np.testing.assert_allclose([[row["p_cat"], row["p_dog"]] for row in rows], expected, atol=1e-6)
     assert [row["label"] for row in rows] == [("cat", "dog")[k] for k in expected.argmax(1)]
     assert [row["error"] for row in rows] == [None] * 4
 
 
-def test_the_server_keeps_scoring_beside_a_bad_item(url, golden):
-    rows = post(url, {"dataframe_records": [{"image": encoded(golden[1][0])}, {"image": encoded(b"not a picture")}]})
+def test_the_server_keeps_scoring_beside_a_bad_item(url, saved):
+    rows = post(url, {"dataframe_records": [{saved.column: value} for value in sent(saved.values[0], saved.bad)]})
     assert rows[0]["error"] is None and rows[0]["label"] in ("cat", "dog")
     assert rows[1]["error"] and rows[1]["label"] is None and rows[1]["p_cat"] is None
 
 
-def test_the_server_reads_no_file_of_its_own(url, saved, golden):
-    path = saved / "secret.png"
-    path.write_bytes(golden[1][0])
-    rows = post(url, {"dataframe_records": [{"image": encoded(str(path).encode())}]})
-    assert rows[0]["error"] and rows[0]["label"] is None
+def test_the_server_reads_no_file_of_its_own(url, saved):
+    path = saved.folder / "secret"
+    path.write_bytes(saved.values[0] if isinstance(saved.values[0], bytes) else saved.values[0].encode())
+    (row,) = post(url, {"dataframe_records": [{saved.column: sent(str(path).encode() if saved.column == "image" else str(path))[0]}]})
+    if saved.column == "image":
+        assert row["error"] and row["label"] is None
+    else:  # a path is a text like any other
+        expected = Predictor.load(saved.folder / "model").predict([str(path).encode()])
+        assert row["error"] is None and row["p_cat"] == pytest.approx(expected["p_cat"].item(), abs=1e-6)
 
 
-def test_a_wrong_column_is_the_callers_error(url):
+@pytest.mark.parametrize("record", [{"picture": "AAAA"}, {}], ids=str)
+def test_what_is_not_as_the_signature_says_is_the_callers_error(url, record):
     with pytest.raises(urllib.error.HTTPError) as refused:
-        post(url, {"dataframe_records": [{"picture": "AAAA"}]})
+        post(url, {"dataframe_records": [record]})
     assert refused.value.code == 400
     refused.value.close()
 
 
-def test_in_process_agrees_too(saved, golden):
-    arrays, files = golden
-    frame = mlflow.pyfunc.load_model(str(saved / "packed")).predict(pd.DataFrame({"image": files}))
-    np.testing.assert_allclose(frame[["p_cat", "p_dog"]], Predictor.load(saved / "model").predict_arrays(arrays), atol=1e-5)
+def test_a_missing_value_is_a_row_with_a_reason(url, saved):
+    """Of texts alone: MLflow itself refuses a picture that is null."""
+    if saved.column == "text":
+        for content in ({"dataframe_records": [{"text": saved.values[0]}, {"text": None}]}, {"dataframe_split": {"columns": ["text"], "data": [["gold"], [None]]}}):
+            rows = post(url, content)
+            assert rows[0]["error"] is None
+            assert rows[1]["error"] and rows[1]["label"] is None and rows[1]["p_cat"] is None
+
+
+def test_in_process_agrees_too(saved):
+    frame = mlflow.pyfunc.load_model(str(saved.folder / "packed")).predict(pd.DataFrame({saved.column: saved.values}))
+    np.testing.assert_allclose(frame[["p_cat", "p_dog"]], saved.expected(), atol=1e-6)
