@@ -69,11 +69,25 @@ class Batch:
 
 @dataclass(frozen=True)
 class Features:
-    """What a backbone makes of a batch. `map_BDHW` or `tokens_BTD` where its traits say "map" or "tokens"."""
+    """What a backbone makes of a batch. `map_BDHW` or `tokens_BTD` where its traits say "map" or "tokens".
+
+    `wide_BW` is what heads see beside the pooled features and pretraining does not: W columns that are counted and not learnt.
+    """
 
     pooled_BD: Tensor
     map_BDHW: Tensor | None = None
     tokens_BTD: Tensor | None = None
+    wide_BW: Tensor | None = None
+
+    @property
+    def whole(self) -> Tensor:
+        """What a head reads of an item as a whole: (B, D + W)."""
+        return self.pooled_BD if self.wide_BW is None else self._joined()
+
+    def _joined(self) -> Tensor:
+        import torch  # not at the top: recipes are looked at without it
+
+        return torch.cat([self.pooled_BD, self.wide_BW], 1)
 
 
 @dataclass(frozen=True)
@@ -154,7 +168,7 @@ class Backbone(Protocol):
     """An nn.Module: `encode(inputs) -> Features`, width D, traits, and its layers from input to output.
 
     `traits` is a subset of {"map", "tokens", "maskable"}; an objective names those it needs. `layers()` lists groups of
-    modules in depth order, for layer-wise decay and gradual unfreezing. `example_inputs` need not exist: spec says shapes.
+    modules in depth order, for layer-wise decay and gradual unfreezing. `wide`, where there is one, is the W of `Features.wide_BW`.
     """
 
     Options: ClassVar[type[Options]]

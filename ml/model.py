@@ -38,7 +38,7 @@ class Model(nn.Module):
     def build(cls, backbone: Choice, head: Choice, spec: DataSpec) -> Model:
         """A model with random weights for the data that `spec` describes."""
         made = backbone.make(spec)
-        return cls(made, head.make(made.width, spec))
+        return cls(made, head.make(made.width + getattr(made, "wide", 0), spec))
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
         return self.head(self.backbone.encode(inputs))

@@ -280,7 +280,12 @@ def text_model(tmp_path_factory) -> TextModel:
     from ml.model import Model, save_backbone, save_model
     from ml.ragged import Ragged
 
-    lines = ["gold", "A quiet film about two brothers who leave home to find gold.", "<b>Größe</b>, naïve café — 日本 ☃", "sail and mast " * 20]
+    lines = [
+        "gold",
+        "A quiet film about two brothers who leave home to find gold.",
+        "<b>Größe</b>, naïve café — 日本 ☃",
+        "sail and mast " * 20,
+    ]
     modality = MODALITIES["text"](MODALITIES["text"].Options(max_length=16, vocabulary=200))
     rows = Ragged.of([modality.decode(Raw(line.encode())).array for line in lines], np.uint8)
     spec = modality.spec(("cat", "dog"), modality.statistics([rows]))

@@ -20,6 +20,7 @@ class TextCnnOptions(Options):
     width: int = Field(128, ge=2, le=4096, multiple_of=2, description="Features of a token.")
     depth: int = Field(2, ge=0, le=32, description="Convolutions, each with a shortcut; 0 is fastText: the mean of the tokens' vectors.")
     kernel: Literal[1, 3, 5, 7] = Field(3, description="Tokens that a convolution sees at once.")
+    words: bool = Field(False, description="Heads also see which words a text holds, rare ones counting more, beside the learnt features.")
     dropout: float = Field(0.1, ge=0, lt=1, description="Share of activations dropped in training.")
 
 
@@ -32,7 +33,7 @@ class TextCnn(nn.Module):
 
     def __init__(self, options: TextCnnOptions, spec: DataSpec):
         super().__init__()
-        self.width = options.width
+        self.width, self.wide = options.width, spec.options["vocabulary"] if options.words else 0
         self.embedding = nn.Embedding(spec.options["vocabulary"], options.width)
         nn.init.normal_(self.embedding.weight, std=0.02)  # small, as output layers share it: their first guesses are even then
         self.enter = nn.LayerNorm(options.width) if options.depth else nn.Identity()
@@ -51,13 +52,20 @@ class TextCnn(nn.Module):
         tokens_BTD = self.leave(tokens_BTD)
         weight_BT1 = self.rarity[inputs["tokens"]][:, :, None] * mask_BT1 + 1e-6 * mask_BT1  # rare words tell more (Arora et al. 2017)
         mean_BD = (tokens_BTD * weight_BT1).sum(1) / weight_BT1.sum(1).clamp(min=1e-6)
+        wide_BW = self._words(inputs) if self.wide else None
         if not self.blocks:
             # A token then knows its text by the mean alone, which is what masked pretraining needs (CBOW, Mikolov et al. 2013).
-            return Features(F.normalize(mean_BD, dim=1) * self.width**0.5, tokens_BTD=tokens_BTD + mean_BD[:, None])
+            return Features(F.normalize(mean_BD, dim=1) * self.width**0.5, tokens_BTD=tokens_BTD + mean_BD[:, None], wide_BW=wide_BW)
         # What a text is about shows in the mean, single telling words in the maximum: half of the features each.
         half = self.width // 2
         most_BD = tokens_BTD[:, :, half:].masked_fill(~mask_BT1, torch.finfo(tokens_BTD.dtype).min).amax(1)
-        return Features(torch.cat([mean_BD[:, :half], most_BD], 1), tokens_BTD=tokens_BTD)
+        return Features(torch.cat([mean_BD[:, :half], most_BD], 1), tokens_BTD=tokens_BTD, wide_BW=wide_BW)
+
+    def _words(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """TF-IDF over the vocabulary (B, W), of the same length as the learnt features."""
+        count_BW = torch.zeros(len(inputs["tokens"]), self.wide, device=self.rarity.device)
+        count_BW.scatter_add_(1, inputs["tokens"], inputs["mask"].to(count_BW.dtype))
+        return F.normalize(count_BW.log1p() * self.rarity, dim=1) * self.width**0.5
 
     def layers(self) -> list[nn.Module]:
         return [nn.ModuleList([self.embedding, self.enter]), *self.blocks, self.leave]

@@ -52,7 +52,7 @@ class Classification(nn.Module):
 
     def forward(self, features: Features) -> Tensor:
         """Logits (B, K)."""
-        return self.linear(self.dropout(self.hidden(features.pooled_BD)))
+        return self.linear(self.dropout(self.hidden(features.whole)))
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         return cross_entropy(outputs, batch, self.label_smoothing, self.class_weights)

@@ -182,12 +182,18 @@ def same(frame: pd.DataFrame) -> pd.DataFrame:
 
 # The same for the recipe `tiny_text`.
 TEXT_CASES = {
-    "text column missing": (texts(lambda frame: frame.rename(columns={"text": "words"})), ["'rows.csv'", "'words'", "'label'", "data.source.options.text"]),
+    "text column missing": (
+        texts(lambda frame: frame.rename(columns={"text": "words"})),
+        ["'rows.csv'", "'words'", "'label'", "data.source.options.text"],
+    ),
     "label column missing": (texts(lambda frame: frame[["text"]]), ["12 rows and no labelled row"]),
     "all rows empty": (texts(lambda frame: frame.assign(text="")), ["none of the 12 items can be read", "the text is missing"]),
     "one class only": (texts(lambda frame: frame.assign(label="a")), ["one class only: 'a'", "at least two"]),
     "truncated parquet": (damaged(texts(same, "rows.parquet"), lambda data: data[:-40]), ["rows.parquet", "not a whole Parquet file"]),
-    "damaged line of JSON": (damaged(texts(same, "rows.jsonl"), lambda data: data.replace(b'6 of a few"', b"6 of a few")), ["rows.jsonl", "line 7"]),
+    "damaged line of JSON": (
+        damaged(texts(same, "rows.jsonl"), lambda data: data.replace(b'6 of a few"', b"6 of a few")),
+        ["rows.jsonl", "line 7"],
+    ),
     "too little text to pretrain on": (
         texts(lambda frame: frame.assign(text=list("cdefghijklmn"))),
         ["at least 2 blocks of 16 tokens", "found 1", "pretraining.enabled=false"],

@@ -63,7 +63,9 @@ def test_texts_score_as_the_training_code_does(finished_text, warmstart, tmp_pat
     (tmp_path / "folder").mkdir()
     for number, text in enumerate(texts):
         (tmp_path / "folder" / f"{number}.txt").write_text(text, encoding="utf-8")
-    done = warmstart(finished_text.folder, "predict", "models:/tiny/1", tmp_path / "rows.csv", tmp_path / "folder", "--output", tmp_path / "x.parquet")
+    done = warmstart(
+        finished_text.folder, "predict", "models:/tiny/1", tmp_path / "rows.csv", tmp_path / "folder", "--output", tmp_path / "x.parquet"
+    )
     assert done.code == 0, done.err
     frame = pd.read_parquet(tmp_path / "x.parquet")
     run = MlflowClient(f"sqlite:///{finished_text.folder / 'mlflow.db'}").get_run(finished_text.stages()["finetune"])

@@ -135,7 +135,9 @@ def test_bad_texts_cost_their_own_row_only(text_model, tmp_path):
     bad = frame[frame["error"].notna()]
     assert bad.index.tolist() == [1, 2, 3, 4, 6, 7, 8]
     assert bad["label"].isna().all() and bad.filter(like="p_").isna().all(axis=None)
-    for error, words in zip(bad["error"], ["empty", "binary", "found NoneType", "found int", "300,000 characters", "not a file", "empty"], strict=True):
+    for error, words in zip(
+        bad["error"], ["empty", "binary", "found NoneType", "found int", "300,000 characters", "not a file", "empty"], strict=True
+    ):
         assert words in error
     np.testing.assert_allclose(frame.loc[[0, 5, 9], ["p_cat", "p_dog"]], predictor.predict_arrays(text_model.tokens[[0, 1, 3]]), atol=1e-6)
     assert predictor.predict(["", "\0"])["error"].notna().all() and len(predictor.predict([])) == 0

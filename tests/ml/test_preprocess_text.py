@@ -22,7 +22,10 @@ from ml.preprocess import preprocess, summary
 from ml.recipe import Data
 from ml.store import Store
 
-WORDS = {"a": ["harbour", "sail", "mast", "storm", "anchor", "tide", "crew", "deck"], "b": ["flour", "oven", "sugar", "butter", "pinch", "bowl", "whisk", "bake"]}
+WORDS = {
+    "a": ["harbour", "sail", "mast", "storm", "anchor", "tide", "crew", "deck"],
+    "b": ["flour", "oven", "sugar", "butter", "pinch", "bowl", "whisk", "bake"],
+}
 COMMON = ["the", "and", "with", "of", "in", "on", "a", "then", "quickly", "slowly", "never", "always", "some", "many"]
 
 
@@ -111,7 +114,9 @@ def test_the_tokenizer_learns_from_training_rows_alone(tmp_path):
     assert [word for word in words if word in tokenizer.get_vocab()] == ["xylophone", "wigwam", "the"]
     assert "z" not in "".join(tokenizer.get_vocab())
     changed = rows.assign(text=rows["text"].str.replace("zebra", "yak").str.replace("yonder", "yeti"))
-    other = run(tmp_path, written(tmp_path / "y.parquet", pd.concat([changed, further])), options=options, source_options={"split": "split"})
+    other = run(
+        tmp_path, written(tmp_path / "y.parquet", pd.concat([changed, further])), options=options, source_options={"split": "split"}
+    )
     assert other.spec == store.spec and other.digest != store.digest
 
 
@@ -128,7 +133,9 @@ def test_a_near_copy_of_a_test_row_leaves_training(tmp_path, label):
 
 def test_near_copies_stay_on_one_side_of_a_drawn_test(tmp_path):
     rows = frame(80)
-    rows["text"] = [f"{text} {sentence(label, 7000 + row, 30)}" for row, (text, label) in enumerate(zip(rows["text"], rows["label"], strict=True))]
+    rows["text"] = [
+        f"{text} {sentence(label, 7000 + row, 30)}" for row, (text, label) in enumerate(zip(rows["text"], rows["label"], strict=True))
+    ]
     again = rows.assign(text=rows["text"] + "!")
     store = run(tmp_path, written(tmp_path / "x.parquet", pd.concat([rows, again.assign(text=again["text"] + " yes")], ignore_index=True)))
     found, groups = parts(store), dict(zip(store.table["key"].str.rpartition(":")[2].astype(int), store.table["group"], strict=True))
@@ -143,7 +150,11 @@ def test_exact_copies_go_and_conflicts_are_flagged(tmp_path):
     store = run(tmp_path, written(tmp_path / "x.parquet", pd.concat([rows, more], ignore_index=True)))
     assert set(range(42)) - set(parts(store)) == {1, 40, 41}
     assert store.manifest["duplicates"]["exact"] == 1
-    assert store.manifest["conflicts"] == {"items": 1, "rows": 2, "examples": [{"keys": ["x.parquet:1", "x.parquet:41"], "labels": ["a", "b"]}]}
+    assert store.manifest["conflicts"] == {
+        "items": 1,
+        "rows": 2,
+        "examples": [{"keys": ["x.parquet:1", "x.parquet:41"], "labels": ["a", "b"]}],
+    }
 
 
 def test_what_cannot_be_used_is_set_aside_with_its_reason(tmp_path):
@@ -157,7 +168,9 @@ def test_what_cannot_be_used_is_set_aside_with_its_reason(tmp_path):
     assert stored(store) == rows["text"][:60].tolist()
     reasons = store.quarantine.set_index("key")["reason"]
     assert reasons.index.tolist() == [f"x.parquet:{row}" for row in range(60, 65)]
-    for reason, words in zip(reasons, ["the text is missing", "the text is missing", "empty", "10,000,000 bytes, above the limit", "binary"], strict=True):
+    for reason, words in zip(
+        reasons, ["the text is missing", "the text is missing", "empty", "10,000,000 bytes, above the limit", "binary"], strict=True
+    ):
         assert words in reason
     assert store.quarantine["bytes"].tolist()[3:] == [10_000_000, 150]
 
@@ -243,7 +256,11 @@ def test_killed_in_the_middle_of_decoding_it_goes_on_from_there(plain, tmp_path,
     from ml.sources.text_table import TextTable
 
     path, store = plain
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2]), "WARMSTART_TESTING": "1", "WARMSTART_CRASH_AT": "preprocess.chunk"}
+    environment = os.environ | {
+        "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
+        "WARMSTART_TESTING": "1",
+        "WARMSTART_CRASH_AT": "preprocess.chunk",
+    }
     done = subprocess.run([sys.executable, "-c", KILLED, path, tmp_path], env=environment, check=False, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert not [one for one in (tmp_path / "stores").glob("*") if not one.name.startswith(".")]
@@ -257,7 +274,9 @@ def test_killed_in_the_middle_of_decoding_it_goes_on_from_there(plain, tmp_path,
             read.append(len(keys))
             return super().read(keys)
 
-    data = Data.model_validate({"source": "sklearn-digits", "workers": 2, "modality": {"name": "text", "options": {"max_length": 32, "vocabulary": 300}}})
+    data = Data.model_validate(
+        {"source": "sklearn-digits", "workers": 2, "modality": {"name": "text", "options": {"max_length": 32, "vocabulary": 300}}}
+    )
     again = preprocess(Counted(TextTable.Options(path=str(path))), data.modality.make(), data, tmp_path / "work", tmp_path / "stores")
     assert read == [35]
     assert again.digest == store.digest
@@ -299,7 +318,9 @@ def test_the_summary_and_the_overview(tmp_path):
 def test_the_classical_alternative_tells_the_classes(tmp_path, signs):
     rows = frame(120)
     if signs == "signs":  # no letter at all
-        rows["text"] = [" ".join(random.Random(row).choices("🙂👍🎉" if label == "a" else "🙁👎💔", k=9)) for row, label in enumerate(rows["label"])]
+        rows["text"] = [
+            " ".join(random.Random(row).choices("🙂👍🎉" if label == "a" else "🙁👎💔", k=9)) for row, label in enumerate(rows["label"])
+        ]
         rows = rows.drop_duplicates("text")
     store = run(tmp_path, written(tmp_path / "x.parquet", rows), near_duplicates=False)
     recipe = Data.model_validate({"source": "sklearn-digits", "modality": "text"})

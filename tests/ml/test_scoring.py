@@ -262,7 +262,9 @@ def test_texts_that_are_missing_or_something_else(reader, text_model, tmp_path):
     (tmp_path / "a.jsonl").write_text(f'{{"text": "{gold}"}}\n{{"text": null}}\n{{"other": 1}}\n\n{{"text": 5}}\n{{"text": ["x"]}}\n')
     pd.DataFrame({"text": [gold, None]}).to_parquet(tmp_path / "b.parquet")
     binary = pa.array([gold.encode(), b"caf\xe9 au lait", b"\0"], pa.binary())
-    pq.write_table(pa.table({"text": pa.Array.from_buffers(pa.string(), 3, binary.buffers())}), tmp_path / "c.parquet")  # strings in no UTF-8
+    pq.write_table(
+        pa.table({"text": pa.Array.from_buffers(pa.string(), 3, binary.buffers())}), tmp_path / "c.parquet"
+    )  # strings in no UTF-8
     frame = run(reader, [tmp_path / name for name in ("a.jsonl", "b.parquet", "c.parquet")], tmp_path / "scores.parquet")
     assert frame["error"].fillna("").tolist() == [
         *("", "empty", "empty", "a text is a string or bytes; found int", "a text is a string or bytes; found list"),

@@ -101,7 +101,21 @@ def url(saved):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(saved.folder / "packed"), "--env-manager", "local", "-p", str(port), "-w", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "models",
+        "serve",
+        "-m",
+        str(saved.folder / "packed"),
+        "--env-manager",
+        "local",
+        "-p",
+        str(port),
+        "-w",
+        "1",
+    ]
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "WARMSTART_ALLOW_PATHS")}
     # The server starts its workers as `uvicorn`, which stands beside this interpreter.
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
@@ -171,7 +185,10 @@ def test_what_is_not_as_the_signature_says_is_the_callers_error(url, record):
 def test_a_missing_value_is_a_row_with_a_reason(url, saved):
     """Of texts alone: MLflow itself refuses a picture that is null."""
     if saved.column == "text":
-        for content in ({"dataframe_records": [{"text": saved.values[0]}, {"text": None}]}, {"dataframe_split": {"columns": ["text"], "data": [["gold"], [None]]}}):
+        for content in (
+            {"dataframe_records": [{"text": saved.values[0]}, {"text": None}]},
+            {"dataframe_split": {"columns": ["text"], "data": [["gold"], [None]]}},
+        ):
             rows = post(url, content)
             assert rows[0]["error"] is None
             assert rows[1]["error"] and rows[1]["label"] is None and rows[1]["p_cat"] is None

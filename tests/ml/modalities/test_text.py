@@ -44,7 +44,9 @@ def endoftext(folder):
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     words = [word for line in LINES for word in line.split()]
-    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(dict.fromkeys(["<|endoftext|>", *words]))}, "<|endoftext|>"))
+    tokenizer = Tokenizer(
+        models.WordLevel({word: number for number, word in enumerate(dict.fromkeys(["<|endoftext|>", *words]))}, "<|endoftext|>")
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.add_special_tokens(["<|endoftext|>"])
     (folder / "tokenizer.json").write_text(tokenizer.to_str())
