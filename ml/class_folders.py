@@ -117,7 +117,8 @@ def check_classes(root: str, places: Iterable[Place], hint: str = "") -> None:
         lost = natural_order(labels[split] - labels["train"])
         if lost:
             raise InputError(
-                f"class {', '.join(map(repr, lost[:10]))} is in the {split} part of {root!r}, but not in its training part: nothing could learn it"
+                f"class {', '.join(map(repr, lost[:10]))} is in the {split} part of {root!r}, "
+                f"but not in its training part: nothing could learn it"
             )
     if len(labels["train"]) == 1:
         only = next(iter(labels["train"]))

@@ -29,7 +29,7 @@ from ml.ragged import Ragged
 
 CHUNK_ROWS = 512
 CHUNK_BYTES = 32 * 2**20
-RAGGED_ROWS = 4096
+RAGGED_ROWS = 1024
 """Rows of a chunk whose rows differ in length."""
 LENGTH = "stored"
 """The column of the facts that holds how many bytes a row takes."""

@@ -9,6 +9,7 @@ import enum
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache, partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,7 +111,7 @@ class Text:
         if self.options.tokenizer_path:
             known = tokenizing.adopt(self.options.tokenizer_path)
         else:
-            taught = _within(LEARNT_FROM, (text for chunk in chunks for text in texts(chunk)))
+            taught = _within(LEARNT_FROM, chunks)
             known = tokenizing.describe(tokenizing.train(taught, self.options.tokenizer.value, self.options.vocabulary, self.options.lowercase))
         marks = {"pad": known.pad, "unknown": known.unknown, "begin": known.begin, "end": known.end, "mask": known.mask}
         rarity = _rarity(_tokenizer(known.json), chunks, known.vocabulary)
@@ -239,14 +240,10 @@ def _rarity(tokenizer: Any, chunks: Iterable[Ragged], vocabulary: int) -> list[f
     return np.log((rows + 1) / (seen + 1)).round(4).tolist()
 
 
-def _within(limit: int, found: Iterable[str]) -> Iterator[str]:
-    """The first texts, of `limit` bytes together."""
-    taken = 0
-    for text in found:
-        taken += len(text.encode())
-        if taken > limit:
-            return
-        yield text
+def _within(limit: int, chunks: Iterable[Ragged]) -> Iterator[str]:
+    """Every so-manieth text, so that all parts of the data are taken from and about `limit` bytes together."""
+    step = max(1, -(-sum(chunk.nbytes for chunk in chunks) // limit))
+    return islice((text for chunk in chunks for text in texts(chunk)), 0, None, step)
 
 
 @cache
