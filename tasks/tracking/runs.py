@@ -82,7 +82,8 @@ def reconcile(experiment_id: str) -> list[str]:
         living = lease.alive(held)
         if living is None:
             living = time.time() - held.beat < lease.FORGOTTEN
-        if not living:
+        # Looked at again once it is known to be gone: it may have finished its run after the search.
+        if not living and database.retry(database.client().get_run, run.info.run_id).info.status == "RUNNING":
             reason = f"{held.owner()} ended without a word; noticed by process {lease.Lease.mine().owner()}"
             client = database.client()
             database.retry(client.set_tag, run.info.run_id, "warmstart.error", reason)

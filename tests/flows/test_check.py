@@ -33,7 +33,7 @@ def test_dirty_and_imbalanced_data(warmstart, tiny, tmp_path, drawn):
     result = found(warmstart(tmp_path, "check", tiny, "--json", f"data.source.options.path={folder}"))
     data, warnings = result["data"], " ".join(result["warnings"])
     assert data["quarantined"] == 1 and list(data["reasons"].values()) == [1]
-    assert data["duplicates"]["exact"] >= 3 and data["one picture, two labels"] == 1
+    assert data["duplicates"]["exact"] >= 3 and data["one item, two labels"] == 1
     assert data["imbalance"] > 10
     for words in ("cannot be used", "two labels", "times the smallest"):
         assert words in warnings

@@ -109,9 +109,10 @@ def test_one_parent_and_a_child_for_each_stage(runs, finished):
         assert run.data.params and run.info.status == "FINISHED"
 
 
-def test_nothing_is_left_running(client, finished):
+def test_nothing_is_left_running(client, finished, runs):
     ids = [one.experiment_id for one in client.search_experiments()]
-    assert client.search_runs(ids, "attributes.status != 'FINISHED'") == []
+    assert client.search_runs(ids, "attributes.status = 'RUNNING'") == []
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
 
 
 def test_what_the_stages_recorded(runs, client, finished):
