@@ -2,7 +2,7 @@
 
     mlflow.pyfunc.log_model(python_model="tasks/pyfunc_model.py", artifacts={"model": FOLDER}, code_paths=["ml"], ...)
 
-Input: a frame whose column, named as the modality ("image"), holds bytes or base64 text. Output: label, probability,
+Input: a frame whose column is named as the modality: "image" holds bytes or base64 text, "text" strings. Output: label, probability,
 p_<class>, error; for a backbone e_0 ... and error. Paths are refused, since over HTTP they would read the server's files, unless WARMSTART_ALLOW_PATHS=1.
 """
 
