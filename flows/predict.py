@@ -11,6 +11,7 @@ from prefect.cache_policies import NO_CACHE
 from ml import scoring
 from ml.predictor import Predictor
 from ml.recipe import Compute
+from tasks import collector
 from tasks.stage import TASK, device_of
 from tasks.tracking.artifacts import fetch
 from tasks.tracking.database import prepare
@@ -27,6 +28,7 @@ def predict(model_uri: str, inputs: list[str], output: str, batch_size: int = 25
 def score(model_uri: str, inputs: list[str], output: str, batch_size: int, column: str) -> dict[str, Any]:
     """One task for the whole: its parts are files, and cost no orchestration."""
     prepare()
+    collector.resume()
     version = pinned(model_uri)
     predictor = Predictor.load(fetch(version, "artifacts/model"), device_of(Compute()))
     return {"model": version, **scoring.score(predictor, version, inputs, Path(output), batch_size, column)}

@@ -40,8 +40,10 @@ def session() -> Iterator[Any]:
         os.environ |= {"OMP_WAIT_POLICY": "PASSIVE"} if spinner is None else {"GOMP_SPINCOUNT": SPINS}
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
+    from tasks import collector
     from tasks.prefect_server import start
 
+    collector.pause()
     before = signal.signal(signal.SIGTERM, _interrupt)  # while nothing of ours listens to it: runs are closed, then it ends
     handle = start()
     try:
@@ -49,6 +51,7 @@ def session() -> Iterator[Any]:
     except KeyboardInterrupt as error:
         raise Stopped(str(error)) from error
     finally:
+        collector.resume()
         signal.signal(signal.SIGTERM, before)
         if "prefect.logging.handlers" in sys.modules:  # its last lines, while there is a server to take them
             sys.modules["prefect.logging.handlers"].APILogWorker.drain_all(timeout=5)

@@ -19,6 +19,7 @@ from ml.contracts import InputError
 from ml.fit import Fitted
 from ml.pictures import curves
 from ml.recipe import Compute, Recipe
+from tasks import collector
 from tasks.references import StageSummary
 from tasks.tracking import database, runs
 from tasks.tracking.cache import stage_key
@@ -87,6 +88,7 @@ class Run:
 def pipeline_run(recipe: Recipe, from_stage: str = "") -> Iterator[Run]:
     """The parent run in MLflow of one pipeline run, closed with its status whatever happens."""
     database.prepare()
+    collector.resume()
     text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     with runs.pipeline_run(recipe.name, text, recipe.seed) as tracked:
         yield Run(tracked, home(), redo_from(from_stage))

@@ -80,7 +80,7 @@ def test_it_learns_and_reports(tmp_path):
     assert fitted.best_score > 0.9
     curve = losses(lines)
     assert curve[24] < curve[1]
-    assert {"train/learning_rate", "train/rows_per_second", "train/data_share", "train/accuracy"} <= set(lines[0][1])
+    assert {"train/learning_rate", "train/rows_per_second", "train/data_share", "train/accuracy"} <= {name for _, metrics in lines for name in metrics}
 
 
 def test_equal_seeds_give_equal_weights_and_others_do_not(tmp_path):
@@ -166,6 +166,14 @@ def test_a_loss_that_is_not_finite_goes_back_at_half_the_rate(tmp_path):
     assert fitted.steps == 12
     assert all(torch.isfinite(value).all() for value in model.state_dict().values())
     assert any(metrics.get("train/returns") == 1 for _, metrics in lines)
+
+
+def test_before_the_first_checkpoint_it_returns_to_the_first_weights(tmp_path):
+    lines: list = []
+    model, fitted = train(tmp_path, lines, watch=poisoned({5}), checkpoint_seconds=1000)
+    assert fitted.steps == 12
+    assert [step for step, metrics in lines if "train/loss" in metrics] == [*range(1, 5), *range(1, 13)]
+    assert all(torch.isfinite(value).all() for value in model.state_dict().values())
 
 
 def test_a_loss_that_stays_so_ends_with_the_remedy_and_finite_weights(tmp_path):
