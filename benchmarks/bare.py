@@ -24,7 +24,6 @@ import torch
 from matplotlib.figure import Figure
 
 from ml import pictures
-from ml.classical import majority
 from ml.contracts import Batch
 from ml.evaluation import evaluate
 from ml.feed import generator, plain_batches, rows_of, seed_of
@@ -109,13 +108,13 @@ def run(recipe: Recipe, folder: Path) -> dict[str, Any]:
         return train(objective, groups, store, modality, augment(part), rows, part.fit, recipe.seed, objective.views, validate)
 
     def finetune(model):
-        part, targets_N = recipe.finetuning, store.labels[parts.validation]
+        part, truth = recipe.finetuning, store.rows(parts.validation)
         groups = part.method.make().groups(model, part.fit.learning_rate, part.fit.weight_decay)
 
         def validate(module):
             outputs_NK = torch.cat([module(inputs).float() for inputs in plain_batches(store, modality, parts.validation, cpu)])
-            probabilities_NK = module.head.probabilities(outputs_NK).numpy()
-            return {name: measure(targets_N, probabilities_NK) for name, measure in module.head.metrics.items()}
+            scores_NK = module.head.scores(module.head.answers(outputs_NK.numpy(), truth, 1.0), truth)
+            return {name: measure(truth["label"], scores_NK) for name, measure in module.head.metrics.items()}
 
         return train(model, groups, store, modality, augment(part), parts.train, part.fit, recipe.seed, 1, validate, model.head.primary)
 
@@ -146,27 +145,26 @@ def run(recipe: Recipe, folder: Path) -> dict[str, Any]:
 
 def measure_all(recipe: Recipe, store: Store, parts: Split, folder: Path) -> None:
     """The simple alternative, and the evaluation of all arms with its pictures."""
-    tested, classes = store.array[parts.test], len(store.spec.classes)
+    truth, table = store.rows(parts.test), store.table.iloc[parts.test]
     modality = recipe.data.modality.make()
     simple = modality.alternative(store, parts.train, parts.validation, parts.test, recipe.seed)
     predictor = Predictor.load(folder / "finetune")
-    arms = {
-        "model": predictor.predict_arrays(tested),
-        "baseline": Predictor.load(folder / "baseline").predict_arrays(tested),
-        "classical": simple.probabilities_NK,
-        "majority": majority(store.labels[parts.train], classes, len(parts.test)),
-    }
     head = predictor.model.head
-    result = evaluate(store.table.iloc[parts.test], store.labels[parts.test], arms, store.spec.classes, head.metrics, head.primary, resamples=recipe.evaluation.bootstrap)
-    content = result.to_dict()
-    drawn = {
-        "arms": pictures.arms(content["metrics"], content["primary"]),
-        "confusion": pictures.confusion(result.confusion_KK, result.classes),
-        "reliability": pictures.reliability(content["calibration"]),
-        "classes": pictures.per_class(content["per_class"]),
-        "mistakes": modality.mistakes(content["mistakes"], store, parts.test[[one["row"] for one in content["mistakes"]]]),
+    arms = {
+        "model": predictor.answers(truth),
+        "baseline": Predictor.load(folder / "baseline").answers(truth),
+        "classical": simple.probabilities_NK,
+        "trivial": head.trivial_answers(store.rows(parts.train), truth),
     }
-    draw(drawn, folder)
+
+    def details(options):
+        return head.details(table, arms["model"], arms["model"], truth, temperature=1.0, mistakes=recipe.evaluation.mistakes, options=options)
+
+    result = evaluate(table, truth["label"], arms, head.metrics, head.primary, details, resamples=recipe.evaluation.bootstrap)
+    content = result.to_dict()
+    wrong = parts.test[[one["row"] for one in content["mistakes"]]]
+    drawn = {"arms": pictures.arms(content["metrics"], content["primary"]), **head.pictures(content)}
+    draw({**drawn, "mistakes": modality.mistakes(content["mistakes"], store, wrong)}, folder)
 
 
 def draw(figures: Mapping[str, Figure], folder: Path) -> None:

@@ -32,7 +32,7 @@ def check(recipe: Recipe) -> dict[str, Any]:
     place = home()
     with _empty_again(place), tempfile.TemporaryDirectory(dir=place, prefix="check-") as folder:
         source = recipe.data.source.make()
-        store = preprocess(source, recipe.data.modality.make(), recipe.data, Path(folder) / "work", Path(folder) / "stores")
+        store = preprocess(source, recipe.data.modality.make(), recipe.data, Path(folder) / "work", Path(folder) / "stores", recipe.finetuning.head.chosen.labels)
         facts = summary(store)
         parts = split(store.table, store.spec.classes, recipe.splitting, recipe.seed)
         rows = {

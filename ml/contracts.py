@@ -154,8 +154,9 @@ class Modality(Protocol):
     without randomness, `augment(array_B..., spec, augmentation, generator)` with per-sample parameters, on the array's device. `presets`
     maps an augmentation's name to its defaults, given the spec.
 
-    From a user: `serve(value, files)` makes raw bytes of what a request or a table holds, in one of `columns` of type `column_type`, or in
-    files with one of `suffixes`. `alternative` fits the simple classifier that a user would pick instead; `overview` and `mistakes` draw.
+    From a user: `serve(value, files)` makes raw bytes of what a request holds, or files with one of `suffixes`. A request's columns are `fields`,
+    of type `column_type`: of one field the value is what it holds, of more a mapping, as `request(raw)` makes it of a source's item. Tables
+    may have them under their own names, or a whole value in one of `columns`. `alternative` fits the simple classifier that a user would pick instead; `overview` and `mistakes` draw.
     """
 
     Options: ClassVar[type[Options]]
@@ -200,19 +201,36 @@ class Objective(Protocol):
 
 
 class Head(Protocol):
-    """An nn.Module on top of Features: `forward(features) -> outputs`, its loss, its predictions and its metrics.
+    """What a model is fine-tuned for: an nn.Module over a backbone, given its width D (of `Features.whole`) and the DataSpec.
 
-    `primary` names the metric to choose by (higher is better). `metrics` maps names to functions of (targets_N,
-    probabilities_NK) that give a float.
+    `step(backbone, batch)` gives the loss. What is learnt is told in three forms: `outputs(backbone, inputs)` are the numbers (B, S) of
+    each row, S the same for all batches; `answers(outputs_NS, rows, temperature)` is what a user is told of each row (probabilities (N, K), or
+    a list); `scores(answers, rows)` (N, S') is what `metrics` read: functions of (targets_N, scores_NS) that give a float, of which `primary`
+    chooses. Heads whose `labels` is false learn from what the modality stores beside a row, and their metrics ignore the targets: their
+    scores are statistics of each row, from which the metric of any set of rows is made. Those that are `packed` train on a stream of tokens.
+
+    `rows` holds arrays of the rows in question by name: those that the modality packs and, where there are labels, "label".
+    `trivial` says in words what `trivial_answers(train_rows, rows)` does; `frame(answers)` makes columns for users;
+    `details(...)` gives what only this kind of head has to show, `pictures(...)` draws it. `needs` are backbone traits; `reads` names the
+    modalities whose rows hold what it learns from, none meaning any. `calibrate(outputs_NS, rows)` may give a temperature.
+    `serve(backbone, inputs)` may give outputs with more in them than a measurement needs.
     """
 
     Options: ClassVar[type[Options]]
+    needs: ClassVar[frozenset[str]]
+    reads: ClassVar[frozenset[str]]
+    labels: ClassVar[bool]
+    packed: ClassVar[bool]
+    trivial: ClassVar[str]
     primary: ClassVar[str]
     metrics: ClassVar[Mapping[str, Callable[[np.ndarray, np.ndarray], float]]]
 
-    def forward(self, features: Features) -> Tensor: ...
-    def loss(self, outputs: Tensor, batch: Batch) -> Tensor: ...
-    def probabilities(self, outputs: Tensor) -> Tensor: ...
+    def step(self, backbone: nn.Module, batch: Batch) -> StepResult: ...
+    def outputs(self, backbone: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor: ...
+    def answers(self, outputs_NS: np.ndarray, rows: Mapping[str, Any], temperature: float) -> Any: ...
+    def scores(self, answers: Any, rows: Mapping[str, Any]) -> np.ndarray: ...
+    def trivial_answers(self, train_rows: Mapping[str, Any], rows: Mapping[str, Any]) -> Any: ...
+    def frame(self, answers: Any) -> pd.DataFrame: ...
 
 
 class Method(Protocol):

@@ -168,6 +168,26 @@ def locate(path: str) -> tuple[Folder, str | None]:
     raise InputError(f"there is nothing at {path!r}: set data.source.options.path to a folder or file that exists")
 
 
+def files_at(path: str, suffixes: tuple[str, ...], named: bool = True) -> tuple[Folder, list[Item], str | None]:
+    """The files with one of the suffixes at `path`, their folder, and the file's name where `path` is one, not a folder.
+
+    Where not `named`, a file that `path` names may be called anything. Raises InputError for a file that cannot be read.
+    """
+    folder, name = locate(path)
+    items = folder.list()[0]
+    if name is not None:
+        items = [item for item in items if item.path == name]
+    else:
+        # Names that begin with a dot or an underscore are other tools' notes (_SUCCESS, _metadata).
+        items = [item for item in items if not any(part[0] in "._" for part in item.path.split("/"))]
+    if named or name is None:
+        items = [item for item in items if item.path.lower().endswith(suffixes)]
+    for item in items:
+        if item.reason:
+            raise InputError(f"cannot read {item.path!r} in {path!r}: {item.reason}")
+    return folder, items, name
+
+
 def folder_at(path: str) -> Folder:
     """The folder at `path`; InputError where there is none."""
     folder, name = locate(path)

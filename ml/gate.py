@@ -1,6 +1,6 @@
 """The gate: may this version become the champion? A verdict with its reasons in words, from predictions on the same rows.
 
-A first model must surely beat always naming the commonest class. A challenger's lower bound of (challenger − champion) on the
+A first model must surely beat the trivial way to answer. A challenger's lower bound of (challenger − champion) on the
 primary metric must reach the margin: equality passes, so that with a margin of 0 a model that predicts exactly as the
 champion does may take its place. Whatever is not finite fails.
 """
@@ -16,15 +16,15 @@ import numpy as np
 
 from ml.evaluation import SURE, plain, points
 from ml.evidence import Estimate, bootstrap, interval
-from ml.metrics import LOWER_IS_BETTER, Metric, expected_calibration_error
+from ml.metrics import LOWER_IS_BETTER, UNITS, Metric, expected_calibration_error
 from ml.recipe import Gate
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A version's probabilities (N, K) on the frozen test rows, and its time for a row in seconds."""
+    """A version's scores (N, S) on the frozen test rows, as its head's metrics read them, and its time for a row in seconds."""
 
-    probabilities_NK: np.ndarray
+    scores_NS: np.ndarray
     seconds_per_row: float
 
 
@@ -55,25 +55,30 @@ def verdict(
     targets_N: np.ndarray,
     challenger: Candidate,
     champion: Candidate | None,
-    majority_NK: np.ndarray,
+    trivial_NS: np.ndarray,
     gate: Gate,
     metrics: Mapping[str, Metric],
     primary: str,
     *,
+    trivial: str,
     slices_N: np.ndarray | None = None,
     groups_N: np.ndarray | None = None,
     resamples: int = 1000,
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Verdict:
-    """Judges `challenger` against `champion`, or against `majority_NK` where there is none yet. A row in no slice has "" or None."""
+    """Judges `challenger` against `champion`, or against `trivial_NS`, of what `trivial` says, where there is none yet.
+
+    A row in no slice has "" or None.
+    """
     targets_N = np.asarray(targets_N)
     checks = [_finite([challenger] if champion is None else [challenger, champion])]
     if checks[0].passed:
-        rival = ("the commonest class", majority_NK) if champion is None else ("the champion", champion.probabilities_NK)
+        rival = (trivial, trivial_NS) if champion is None else ("the champion", champion.scores_NS)
         options = {"resamples": resamples, "confidence": confidence, "seed": seed}
-        checks.append(_better(targets_N, challenger.probabilities_NK, *rival, gate, metrics[primary], primary, champion is None, groups_N, options))
-        checks.append(_calibrated(targets_N, challenger.probabilities_NK, gate, groups_N, options))
+        checks.append(_better(targets_N, challenger.scores_NS, *rival, gate, metrics[primary], primary, champion is None, groups_N, options))
+        if expected_calibration_error in metrics.values():
+            checks.append(_calibrated(targets_N, challenger.scores_NS, gate, groups_N, options))
         if champion is not None:
             if slices_N is not None:
                 checks.append(_slices(targets_N, challenger, champion, gate, metrics[primary], primary, slices_N, groups_N, options))
@@ -83,17 +88,8 @@ def verdict(
     return Verdict(all(check.passed for check in checks), [check.reason for check in checks], evidence)
 
 
-def align(probabilities_NK: np.ndarray, own: Sequence[str], classes: Sequence[str]) -> np.ndarray:
-    """A champion's probabilities in the order of the challenger's classes; one it does not know has probability 0."""
-    column = {name: k for k, name in enumerate(own)}
-    known = [k for k, name in enumerate(classes) if name in column]
-    aligned = np.zeros((len(probabilities_NK), len(classes)), dtype=probabilities_NK.dtype)
-    aligned[:, known] = probabilities_NK[:, [column[classes[k]] for k in known]]
-    return aligned
-
-
 def _finite(candidates: Sequence[Candidate]) -> Check:
-    bad = sum(int((~np.isfinite(one.probabilities_NK)).any(1).sum()) for one in candidates)
+    bad = sum(int((~np.isfinite(one.scores_NS)).any(1).sum()) for one in candidates)
     timed = all(math.isfinite(one.seconds_per_row) for one in candidates)
     passed = bad == 0 and timed
     reason = "all predictions are finite" if passed else f"{bad} predictions are not finite" if bad else "the time of a row is not known"
@@ -102,9 +98,9 @@ def _finite(candidates: Sequence[Candidate]) -> Check:
 
 def _better(
     targets_N: np.ndarray,
-    own_NK: np.ndarray,
+    own_NS: np.ndarray,
     rival: str,
-    rival_NK: np.ndarray,
+    rival_NS: np.ndarray,
     gate: Gate,
     metric: Metric,
     primary: str,
@@ -112,17 +108,17 @@ def _better(
     groups_N: np.ndarray | None,
     options: Mapping[str, Any],
 ) -> Check:
-    gain = _gain(targets_N, own_NK, rival_NK, metric, primary, groups_N, options)
-    wanted = "above 0" if first else f"at least {gate.margin * 100:g} points"
+    gain = _gain(targets_N, own_NS, rival_NS, metric, primary, groups_N, options)
+    wanted = "above 0" if first else f"at least {gate.margin:g} {UNITS[primary]}" if primary in UNITS else f"at least {gate.margin * 100:g} points"
     passed = gain.finite and (gain.low > 0 if first else gain.low >= gate.margin)
     name = primary.replace("_", " ")
     reason = f"{name} against {rival}: {points(gain, primary)}; the lower bound must be {wanted}, and {'is' if passed else 'is not'}"
     return Check("better", passed, reason, {"against": rival, "gain": gain})
 
 
-def _calibrated(targets_N: np.ndarray, own_NK: np.ndarray, gate: Gate, groups_N: np.ndarray | None, options: Mapping[str, Any]) -> Check:
+def _calibrated(targets_N: np.ndarray, own_NS: np.ndarray, gate: Gate, groups_N: np.ndarray | None, options: Mapping[str, Any]) -> Check:
     """Breaks where the error is surely above the limit: on few rows even a perfectly calibrated model measures above 0."""
-    error = interval(expected_calibration_error, targets_N, own_NK, groups_N=groups_N, **options)
+    error = interval(expected_calibration_error, targets_N, own_NS, groups_N=groups_N, **options)
     passed = error.finite and error.low <= gate.calibration
     where = "within" if error.value <= gate.calibration else "not surely above" if passed else "surely above"
     reason = f"expected calibration error {error.value:.3f} [{error.low:.3f}, {error.high:.3f}], {where} the limit of {gate.calibration:g}"
@@ -147,7 +143,7 @@ def _slices(
         inside_N = slices_N == name
         if inside_N.sum() >= SURE:
             groups_n = None if groups_N is None else groups_N[inside_N]
-            pair = challenger.probabilities_NK[inside_N], champion.probabilities_NK[inside_N]
+            pair = challenger.scores_NS[inside_N], champion.scores_NS[inside_N]
             gains[name] = _gain(targets_N[inside_N], *pair, metric, primary, groups_n, options)
     broken = {name: gain for name, gain in gains.items() if not (gain.high >= -gate.slice_drop)}
     if broken:
@@ -167,15 +163,15 @@ def _fast(challenger: Candidate, champion: Candidate, gate: Gate) -> Check:
 
 def _gain(
     targets_N: np.ndarray,
-    own_NK: np.ndarray,
-    rival_NK: np.ndarray,
+    own_NS: np.ndarray,
+    rival_NS: np.ndarray,
     metric: Metric,
     primary: str,
     groups_N: np.ndarray | None,
     options: Mapping[str, Any],
 ) -> Estimate:
     """own − rival, turned round where less is better, so that a gain is positive."""
-    difference = bootstrap({primary: metric}, targets_N, {"own": own_NK, "rival": rival_NK}, groups_N=groups_N, **options).difference("own", "rival", primary)
+    difference = bootstrap({primary: metric}, targets_N, {"own": own_NS, "rival": rival_NS}, groups_N=groups_N, **options).difference("own", "rival", primary)
     if primary not in LOWER_IS_BETTER:
         return difference
     return replace(difference, value=-difference.value, low=-difference.high, high=-difference.low)

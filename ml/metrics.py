@@ -157,4 +157,7 @@ CLASSIFICATION: Mapping[str, Metric] = {
 
 PER_CLASS: Mapping[str, Metric] = {"precision": precision, "recall": recall, "f1": f1}
 
-LOWER_IS_BETTER = frozenset({"log_loss", "expected_calibration_error"})
+UNITS: Mapping[str, str] = {"log_loss": "nats", "loss": "nats", "perplexity": "tokens", "bits_per_byte": "bits"}
+"""Of metrics that are no shares of 1."""
+
+LOWER_IS_BETTER = frozenset({*UNITS, "expected_calibration_error"})

@@ -21,7 +21,6 @@ from ml.backbones import BACKBONES
 from ml.choice import Choice, choice
 from ml.contracts import Batch, DataSpec, InputError, StepResult
 from ml.heads import HEADS
-from ml.losses import labelled_accuracy
 
 FORMAT = 1
 """Version of the JSON description; a reader refuses what is newer."""
@@ -41,12 +40,16 @@ class Model(nn.Module):
         return cls(made, head.make(made.width + getattr(made, "wide", 0), spec))
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        return self.head(self.backbone.encode(inputs))
+        """The head's outputs (B, S)."""
+        return self.head.outputs(self.backbone, inputs)
 
     def step(self, batch: Batch) -> StepResult:
-        """The head's loss, and the accuracy on the batch."""
-        outputs = self(batch.inputs)
-        return StepResult(self.head.loss(outputs, batch), {"accuracy": labelled_accuracy(outputs.detach(), batch)})
+        """The head's loss on the batch."""
+        return self.head.step(self.backbone, batch)
+
+    def serve(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """As `forward`, with what only users are told."""
+        return getattr(self.head, "serve", self.head.outputs)(self.backbone, inputs)
 
 
 @dataclasses.dataclass(frozen=True)

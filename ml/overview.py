@@ -24,7 +24,7 @@ def overview(store: Store, modality: Any) -> dict[str, Figure]:
 def _classes(store: Store) -> Figure:
     """Rows of each class, stacked by part; of many classes the largest."""
     counts = store.manifest["classes"]
-    names = list(store.spec.classes)
+    names = list(store.spec.classes or counts)
     if len(names) > MOST_CLASSES:
         names = sorted(names, key=lambda name: -sum(counts[name].values()))[:MOST_CLASSES]
     figure = Figure(figsize=(7, 1.6 + 0.25 * len(names)), layout="constrained")
@@ -38,7 +38,8 @@ def _classes(store: Store) -> Figure:
     axes.set_yticks(range(len(names)), [plain(name) for name in names])
     axes.invert_yaxis()
     axes.set_xlabel("rows")
-    axes.set_title(f"{store.manifest['rows']:,} rows, {len(store.spec.classes)} classes" + _unlabelled(store))
+    kinds = f", {len(store.spec.classes)} classes" if store.spec.classes else ""
+    axes.set_title(f"{store.manifest['rows']:,} rows{kinds}" + _unlabelled(store))
     figure.legend(loc="outside lower center", ncols=len(COLOURS))
     return figure
 

@@ -17,7 +17,7 @@ from matplotlib.font_manager import findfont, get_font
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 BLUE, ORANGE, GRAY, RED = "#3b6fb6", "#d9822b", "#8a8f98", "#c0392b"
-ARMS = {"model": ("pretrained", BLUE), "baseline": ("from scratch", ORANGE), "classical": ("simple alternative", "#6a9f58"), "majority": ("commonest class", GRAY)}
+ARMS = {"model": ("pretrained", BLUE), "baseline": ("from scratch", ORANGE), "classical": ("simple alternative", "#6a9f58"), "trivial": ("trivial", GRAY)}
 """Label and colour of each arm, wherever it is shown."""
 NUMBERED = 20
 """Confusion matrices of at most so many classes show their counts; larger ones name what is most confused beside them."""
@@ -113,6 +113,21 @@ def arms(metrics: Mapping[str, Mapping[str, Any]], metric: str) -> Figure:
         axes.set_xticks(np.arange(0, 1.01, 0.2))
         axes.xaxis.set_major_formatter(PercentFormatter(1))
     _calm(axes, "x")
+    return figure
+
+
+def scatter(x_N: Sequence[float], y_N: Sequence[float], x: str, y: str) -> Figure:
+    """A point for each row, and the median of each tenth of the rows by `x`."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    x_N, y_N = np.asarray(x_N, float), np.asarray(y_N, float)
+    axes.scatter(x_N, y_N, s=8, color=BLUE, alpha=max(0.05, min(0.6, 300 / max(1, len(x_N)))), linewidths=0)
+    tenths = [part for part in np.array_split(np.argsort(x_N, kind="stable"), 10) if len(part)]
+    axes.plot([np.median(x_N[part]) for part in tenths], [np.median(y_N[part]) for part in tenths], color=ORANGE, marker="o", markersize=4, label="median of a tenth")
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.legend(frameon=False, fontsize=9)
+    _calm(axes, "both")
     return figure
 
 

@@ -1,13 +1,13 @@
-"""A trained model that takes what a user has: pictures or texts in; labels with probabilities out.
+"""A trained model that takes what a user has: pictures or texts in; labels with probabilities, or what else its head answers, out.
 
 Evaluation, batch scoring and serving all go through this file, so that they agree.
-Shapes in names: B batch, N rows, K classes, D features.
+Shapes in names: B batch, N rows, K classes, D features, S numbers that a head puts out for a row.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from pandas.api.types import is_integer_dtype, is_numeric_dtype
 from torch import Tensor
 
 from ml.backbones import BACKBONES
@@ -55,30 +56,34 @@ class Predictor:
         return dict(self.spec.options) == dict(spec.options) and self.spec.statistics.get("tokenizer") == spec.statistics.get("tokenizer")
 
     def outputs(self, arrays: np.ndarray | Ragged, batch_size: int = BATCH) -> np.ndarray:
-        """The head's raw outputs (N, K) float32 for stored arrays, before the temperature."""
+        """The head's outputs (N, S) float32 for stored rows of what the model reads."""
         return _batched(self.model, arrays, self.spec, self.device, batch_size)
 
-    def probabilities(self, outputs_NK: np.ndarray) -> np.ndarray:
-        """Probabilities (N, K) float32 of raw outputs, at the model's temperature."""
-        return self.model.head.probabilities(torch.from_numpy(outputs_NK) / self.temperature).numpy()
+    def answers(self, rows: Mapping[str, Any], batch_size: int = BATCH) -> Any:
+        """What is told of each stored row: probabilities (N, K) float32 of classes, or a list."""
+        return self.model.head.answers(self.outputs(primary(rows), batch_size), rows, self.temperature)
 
-    def predict_arrays(self, arrays: np.ndarray | Ragged, batch_size: int = BATCH) -> np.ndarray:
-        """Probabilities (N, K) float32 for stored rows."""
-        return self.probabilities(self.outputs(arrays, batch_size))
+    def answers_of(self, values: Sequence[Any], batch_size: int = BATCH, files: bool = True) -> tuple[Any, list[str | None]]:
+        """The answers for values as those of `predict` that can be used, and for each value None, or the reason why it cannot be."""
+        found, errors = [], []
+        for arrays, reasons in _decoded(values, self.modality, batch_size, files):
+            errors += reasons
+            if arrays:
+                rows = _stored(arrays, self.spec)
+                outputs_NS = _batched(self.model.serve, primary(rows), self.spec, self.device, batch_size)
+                found.append(self.model.head.answers(outputs_NS, rows, self.temperature))
+        if not found:
+            return [], errors
+        return np.concatenate(found) if isinstance(found[0], np.ndarray) else [one for part in found for one in part], errors
 
     def predict(self, values: Sequence[Any], batch_size: int = BATCH, files: bool = True) -> pd.DataFrame:
-        """One row for each value: label, probability, p_<class> for each class, and error, the reason where it is unusable.
+        """One row for each value: the head's columns (of classes label, probability, p_<class>), and error, the reason where it is unusable.
 
         A value is what the modality serves: for images bytes, base64 text or, where `files`, a path; for text a string. A bad one costs
         its own row only.
         """
-        probabilities_NK, errors = _scored(values, self.spec, batch_size, files, self.predict_arrays, len(self.spec.classes))
-        bad_N = np.array([error is not None for error in errors], dtype=bool)
-        top_N = np.where(bad_N, -1, np.nan_to_num(probabilities_NK).argmax(1))
-        frame = pd.DataFrame(probabilities_NK, columns=[f"p_{name}" for name in self.spec.classes])
-        frame.insert(0, "label", pd.Series([None if k < 0 else self.spec.classes[k] for k in top_N], dtype=object))
-        frame.insert(1, "probability", frame.iloc[:, 1:].max(axis=1).astype(np.float32))
-        return frame.assign(error=pd.Series(errors, dtype=object))
+        answers, errors = self.answers_of(values, batch_size, files)
+        return _with_errors(self.model.head.frame(answers), errors)
 
 
 @dataclass(frozen=True)
@@ -102,15 +107,24 @@ class Embedder:
         device = torch.device(device)
         return cls(backbone.to(device).eval(), spec, device)
 
+    @property
+    def modality(self) -> Any:
+        """The modality with its options."""
+        return _modality(self.spec)
+
     def embed_arrays(self, arrays: np.ndarray | Ragged, batch_size: int = BATCH) -> np.ndarray:
         """Pooled features (N, D) float32 of stored rows."""
         return _batched(lambda inputs: self.backbone.encode(inputs).pooled_BD, arrays, self.spec, self.device, batch_size)
 
     def predict(self, values: Sequence[Any], batch_size: int = BATCH, files: bool = True) -> pd.DataFrame:
         """One row for each value: e_0 ... e_<D − 1> and error; values as those of `Predictor.predict`."""
-        features_ND, errors = _scored(values, self.spec, batch_size, files, self.embed_arrays, self.backbone.width)
-        frame = pd.DataFrame(features_ND, columns=[f"e_{d}" for d in range(features_ND.shape[1])])
-        return frame.assign(error=pd.Series(errors, dtype=object))
+        parts, errors = [np.empty((0, self.backbone.width), np.float32)], []
+        for arrays, reasons in _decoded(values, self.modality, batch_size, files):
+            errors += reasons
+            if arrays:
+                parts.append(self.embed_arrays(primary(_stored(arrays, self.spec))))
+        features_ND = np.concatenate(parts)
+        return _with_errors(pd.DataFrame(features_ND, columns=[f"e_{d}" for d in range(features_ND.shape[1])]), errors)
 
 
 def load(folder: str | Path, device: str | torch.device = "cpu") -> Predictor | Embedder:
@@ -128,29 +142,42 @@ def _batched(forward: Callable[[Any], Tensor], arrays: np.ndarray | Ragged, spec
     return np.concatenate(parts)
 
 
-def _scored(
-    values: Sequence[Any], spec: DataSpec, batch_size: int, files: bool, score: Callable[[np.ndarray | Ragged], np.ndarray], width: int
-) -> tuple[np.ndarray, list[str | None]]:
-    """Scores (N, width) float32, NaN where a value is unusable, and the reasons, None where it is not."""
-    scores = np.full((len(values), width), np.nan, dtype=np.float32)
-    errors: list[str | None] = []
-    for start, arrays, reasons in _decoded(values, _modality(spec), batch_size, files):
-        errors += reasons
-        good = [start + i for i, reason in enumerate(reasons) if reason is None]
-        if good:
-            scores[good] = score(_stored(arrays, spec))
-    return scores, errors
+def values_of(frame: pd.DataFrame, modality: Any) -> list[Any]:
+    """What a request's rows hold, as `predict` takes it; KeyError where a column is missing."""
+    if len(modality.fields) == 1:
+        return frame[modality.fields[0]].tolist()
+    return frame[list(modality.fields)].to_dict("records")
 
 
-def _stored(arrays: Sequence[np.ndarray], spec: DataSpec) -> np.ndarray | Ragged:
-    """Decoded items as the store would hold them."""
+def frame_of(values: Sequence[Any], modality: Any) -> pd.DataFrame:
+    """The request that holds the values."""
+    return pd.DataFrame({modality.fields[0]: values} if len(modality.fields) == 1 else list(values), columns=list(modality.fields))
+
+
+def primary(rows: Mapping[str, Any]) -> np.ndarray | Ragged:
+    """What models read of rows: the first of their arrays."""
+    return next(iter(rows.values()))
+
+
+def _with_errors(frame: pd.DataFrame, errors: list[str | None]) -> pd.DataFrame:
+    """The rows of `frame`, which has those without an error, in their places among all; the others hold nothing."""
+    whole = [name for name in frame if is_integer_dtype(frame[name])]
+    for name in whole:
+        frame[name] = frame[name].astype("Int64")  # can hold nothing, so that all parts of a scoring have one schema
+    frame = frame.set_axis([row for row, error in enumerate(errors) if error is None]).reindex(range(len(errors)))
+    for name in [name for name in frame if not is_numeric_dtype(frame[name])]:
+        frame[name] = frame[name].astype(object).where(frame[name].notna(), None)
+    return frame.assign(error=pd.Series(errors, dtype=object))
+
+
+def _stored(arrays: Sequence[np.ndarray], spec: DataSpec) -> Mapping[str, np.ndarray | Ragged]:
+    """Decoded items as the store would hold them, by name."""
     modality = _modality(spec)
-    rows = np.stack(arrays) if modality.item_shape else Ragged.of(arrays, np.uint8)
-    return next(iter(modality.pack(rows, spec).values()))
+    return modality.pack(np.stack(arrays) if modality.item_shape else Ragged.of(arrays, np.uint8), spec)
 
 
-def _decoded(values: Sequence[Any], modality: Any, batch_size: int, files: bool) -> Iterator[tuple[int, list[np.ndarray], list[str | None]]]:
-    """Batches of decoded values: where each starts, its good arrays, and a reason or None for each value."""
+def _decoded(values: Sequence[Any], modality: Any, batch_size: int, files: bool) -> Iterator[tuple[list[np.ndarray], list[str | None]]]:
+    """Batches of decoded values: the good arrays, and a reason or None for each value."""
 
     def decode(value: Any) -> Any:
         try:
@@ -162,7 +189,7 @@ def _decoded(values: Sequence[Any], modality: Any, batch_size: int, files: bool)
         for start in range(0, len(values), batch_size):
             items = list(pool.map(decode, values[start : start + batch_size]))
             arrays = [item.array for item in items if getattr(item, "array", None) is not None]
-            yield start, arrays, [_reason(item) for item in items]
+            yield arrays, [_reason(item) for item in items]
 
 
 def _reason(item: Any) -> str | None:

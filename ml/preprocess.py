@@ -25,12 +25,14 @@ SAMPLE_RUNS, SAMPLE_RUN = 16, 16
 SLICE_BYTES = 32 * 2**20
 RAGGED_BYTES = 4096
 """Room that is asked for a row whose length is known only when it is read."""
+KIND = "all rows"
+"""What stands for a label in data that have none, and need none."""
 NAMED = 20
 """How many keys or classes the manifest or a message lists at most."""
 
 
-def preprocess(source: Source, modality: Modality, data: Data, workdir: Path, stores: Path) -> Store:
-    """Makes the store of `source` under `stores`, or finds it there.
+def preprocess(source: Source, modality: Modality, data: Data, workdir: Path, stores: Path, labelled: bool = True) -> Store:
+    """Makes the store of `source` under `stores`, or finds it there. Unless it must be `labelled`, data without any label are all of one kind.
 
     Killed, the same call goes on with the chunks that `workdir` holds. The result depends on the data and options alone. Raises
     InputError for data that cannot be used, and for a full or read-only disk.
@@ -39,7 +41,12 @@ def preprocess(source: Source, modality: Modality, data: Data, workdir: Path, st
     ignored = int(scanned.attrs.get("ignored", 0))
     scanned["label"] = scanned["label"].where(scanned["split"] != "unlabelled", None)  # whatever its column held
     classes = natural_order(scanned["label"].dropna())
-    if len(classes) < 2:
+    if not labelled and not classes:
+        classes = [KIND]
+        if scanned["split"].isin(["unlabelled", None]).all():
+            scanned["split"] = None  # said for want of labels: there is nothing else that the rows could be kept apart from
+        scanned["label"] = scanned["split"].map(lambda split: None if split == "unlabelled" else KIND)
+    elif labelled and len(classes) < 2:
         found = f"one class only: {classes[0]!r}" if classes else "no labelled row"
         raise InputError(f"the data hold {len(scanned)} rows and {found}. Telling classes apart takes labelled rows of at least two")
     modality = type(modality)(modality.plan(list(_sample(source, modality, scanned["key"].tolist())), len(scanned)))
@@ -54,7 +61,7 @@ def preprocess(source: Source, modality: Modality, data: Data, workdir: Path, st
     positions = table.index.to_numpy()
     training = positions[table["part"].isin(["train", "unlabelled"]).to_numpy()]
     statistics = modality.statistics(_Slices(rows, training))
-    spec = modality.spec(classes, statistics)
+    spec = modality.spec([name for name in classes if name != KIND], statistics)
     manifest = {"scanned": len(scanned), "ignored": ignored, "quarantined": len(quarantine), **found, **_counts(table, classes)}
     final = _final(table, classes, facts.columns)
     with disk_errors(stores, needed):
@@ -69,7 +76,7 @@ def summary(store: Store) -> dict[str, Any]:
     facts = {name: value for name, value in store.manifest.items() if name not in ("files", "spec", "version")}
     train = [counts.get("train", 0) for counts in facts["classes"].values()]
     return facts | {
-        "classes": {name: facts["classes"][name] for name in store.spec.classes},  # in their order, which JSON loses
+        "classes": {name: facts["classes"][name] for name in store.spec.classes or facts["classes"]},  # in their order, which JSON loses
         "shape": list(store.spec.shape),
         "imbalance": max(train) / min(train),
         "bytes": sum(file["bytes"] for file in store.manifest["files"].values()),

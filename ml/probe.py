@@ -20,11 +20,11 @@ BANK, QUERIES = 4000, 1000  # rows at most, so that the probe stays cheap beside
 
 
 def nearest_neighbours(store: Store, modality: Any, device: torch.device, seed: int) -> Callable[[nn.Module], float] | None:
-    """A function from a backbone to the accuracy of its neighbours' weighted vote; None with too few labels to tell."""
+    """A function from a backbone to the accuracy of its neighbours' weighted vote; None with too few labels, or classes, to tell."""
     rows = rows_of(store, "train")
     rows = rows[store.labels[rows] != UNLABELLED]
     classes = len(store.spec.classes)
-    if len(rows) < 4 * classes:
+    if classes < 2 or len(rows) < 4 * classes:
         return None
     rows = np.random.Generator(np.random.Philox(seed_of(seed, "probe"))).permutation(rows)[: BANK + QUERIES]
     cut = len(rows) - min(QUERIES, len(rows) // 4)

@@ -190,6 +190,16 @@ class Recipe(Section):
                     f"objective {self.pretraining.objective.name.value!r} needs {', '.join(sorted(lacking))} of the backbone, which "
                     f"{self.backbone.name.value!r} does not give. Objectives that work with it: {', '.join(fit)}."
                 )
+        head = self.finetuning.head.chosen
+        if head.reads and modality not in head.reads:
+            raise ValueError(f"head {self.finetuning.head.name.value!r} learns from {' or '.join(sorted(head.reads))} data, not from {modality} data.")
+        lacking = head.needs - backbone.traits
+        if lacking:
+            fit = [name for name, one in BACKBONES.items() if head.needs <= one.traits and modality in one.modalities]
+            raise ValueError(
+                f"head {self.finetuning.head.name.value!r} needs {', '.join(sorted(lacking))} of the backbone, which {self.backbone.name.value!r} does not "
+                f"give. Backbones that work with it: {', '.join(fit)}."
+            )
         for part in (self.pretraining, self.finetuning):
             _augmentation(self, part)
         for rung in getattr(self.finetuning.method.make(), "rungs", ()):

@@ -32,6 +32,8 @@ from ml.metrics import LOWER_IS_BETTER
 from ml.pictures import ARMS
 
 TEMPLATE = Path(__file__).with_suffix(".html.j2")
+COLUMNS: Mapping[str, str] = {"key": "item", "label": "is", "probability": "probability"}
+"""How columns of mistakes are headed, where not by their own names."""
 DEFAULTS: Mapping[str, Any] = {
     "subtitle": "",
     "verdict": None,
@@ -54,7 +56,7 @@ def render(context: Mapping[str, Any]) -> str:
     environment.tests["link"] = lambda value: str(value).startswith(("http://", "https://"))
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     labels = {name: label for name, (label, _) in ARMS.items()}
-    return template.render(DEFAULTS | dict(context), labels=labels, lower=LOWER_IS_BETTER)
+    return template.render(DEFAULTS | dict(context), labels=labels, lower=LOWER_IS_BETTER, shown_as=COLUMNS)
 
 
 def number(value: float | None, metric: str = "") -> str:

@@ -21,6 +21,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pandas.api.types import is_numeric_dtype
 
 from ml import progress
 from ml.checkpoint import write_atomically
@@ -151,8 +152,8 @@ def _begin(folder: Path, wanted: str) -> list[Path]:
 
 
 def _write(frame: pd.DataFrame, path: Path) -> None:
-    """The error column is text even where every item is good, so that all parts have one schema."""
-    frame = frame.astype({"error": "string", "label": "string"})
+    """Columns of text are text even where every item is good, or bad, so that all parts have one schema."""
+    frame = frame.astype({name: "string" for name in frame if not is_numeric_dtype(frame[name])})
     temporary = path.with_name("." + path.name)
     frame.to_parquet(temporary, index=False)
     with temporary.open("rb") as file:
@@ -193,16 +194,11 @@ def _no_parquet(path: Path, error: Exception) -> InputError:
 def _parquet_items(path: Path, modality: Any, column: str) -> Iterator[Item]:
     try:
         with pq.ParquetFile(path) as file:
-            name = _column(path, modality, column, file.schema_arrow.names)
+            names = _columns(path, modality, column, file.schema_arrow.names)
             row = 0
-            for batch in file.iter_batches(256, columns=[name]):
-                values = batch.column(0)
-                try:
-                    values = values.to_pylist()
-                except UnicodeDecodeError:  # Arrow promises strings in UTF-8, and whoever wrote the file need not have kept to that
-                    values = values.cast(pa.large_binary()).to_pylist()
-                for value in values:
-                    yield Item(str(path), str(row), modality.cell(value, path.parent))
+            for batch in file.iter_batches(256, columns=list(names)):
+                for values in zip(*(_pylist(batch.column(name)) for name in names), strict=True):
+                    yield Item(str(path), str(row), _value(modality, names, values, path.parent))
                     row += 1
     except pa.ArrowException as error:
         raise _no_parquet(path, error) from None
@@ -210,13 +206,34 @@ def _parquet_items(path: Path, modality: Any, column: str) -> Iterator[Item]:
 
 def _line_items(path: Path, modality: Any, column: str) -> Iterator[Item]:
     table = open_table(*locate(str(path)))
-    name = _column(path, modality, column, table.columns)
+    names = _columns(path, modality, column, table.columns)
     for row, (_, values) in enumerate(table.rows()):
-        yield Item(str(path), str(row), modality.cell(values.get(name), path.parent))
+        yield Item(str(path), str(row), _value(modality, names, [values.get(name) for name in names], path.parent))
 
 
-def _column(path: Path, modality: Any, column: str, there: list[str]) -> str:
-    found = [column] if column in there else [one for name in modality.columns for one in there if not column and one.strip().lower() == name]
+def _columns(path: Path, modality: Any, column: str, there: list[str]) -> dict[str, str]:
+    """The columns to read, and which of the modality's fields each is; one that holds a whole item is none."""
+    if column:
+        found = {column: ""} if column in there else {}
+    else:
+        own = {field: one for field in modality.fields for one in there if one.strip().lower() == field}
+        found = {one: field for field, one in own.items()} if len(own) == len(modality.fields) > 1 else {}
+        found = found or {one: "" for name in modality.columns for one in there if one.strip().lower() == name}
+        found = found if all(found.values()) else dict(list(found.items())[:1])
     if not found:
-        raise InputError(f"{path} has no column {column or ' or '.join(modality.columns)}; it has {', '.join(there) or 'none'}. Name it with --column.")
-    return found[0]
+        wanted = column or " or ".join([" and ".join(modality.fields)] * (len(modality.fields) > 1) + list(modality.columns))
+        raise InputError(f"{path} has no column {wanted}; it has {', '.join(there) or 'none'}. Name it with --column.")
+    return found
+
+
+def _value(modality: Any, names: dict[str, str], values: Sequence[Any], folder: Path) -> Any:
+    """What one row holds, as the modality serves it."""
+    cells = [modality.cell(value, folder) for value in values]
+    return dict(zip(names.values(), cells, strict=True)) if all(names.values()) else cells[0]
+
+
+def _pylist(values: pa.Array) -> list[Any]:
+    try:
+        return values.to_pylist()
+    except UnicodeDecodeError:  # Arrow promises strings in UTF-8, and whoever wrote the file need not have kept to that
+        return values.cast(pa.large_binary()).to_pylist()

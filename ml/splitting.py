@@ -31,6 +31,7 @@ class Split:
 def split(table: pd.DataFrame, classes: tuple[str, ...], options: Splitting, seed: int) -> Split:
     """Divides the labelled rows. An official validation part is kept; otherwise each class gives its share, whole groups at
     a time, in an order that depends on the seed and the group alone."""
+    classes = classes or ("",)  # data without labels are all of one kind
     label, part, group = (table[name].to_numpy() for name in ("label", "part", "group"))
     labelled = label != UNLABELLED
     test = np.flatnonzero((part == "test") & labelled)

@@ -91,6 +91,10 @@ class Store:
         """(N,) int64 class ids, -1 where unlabelled."""
         return self.table["label"].to_numpy(np.int64)
 
+    def rows(self, numbers: np.ndarray) -> dict[str, np.ndarray | Ragged]:
+        """All arrays at the given rows, by name in their order, and their labels."""
+        return {name: array[numbers] for name, array in self.arrays.items()} | {"label": self.labels[numbers]}
+
     @property
     def quarantine(self) -> pd.DataFrame:
         """key, reason, bytes of each item that could not be used."""

@@ -42,20 +42,20 @@ def sample(store: Store) -> Figure:
     table = store.table[store.table["part"] == "train"]
     turn = table.groupby("label").cumcount()  # the first of each class, then the second of each ...
     rows = table.assign(turn=turn).sort_values(["turn", "label"], kind="stable").index[:SAMPLE].to_numpy()
-    return _listed([(store.spec.classes[store.labels[row]] if store.labels[row] >= 0 else "", text) for row, text in zip(rows, _texts(store, rows), strict=True)])
+    return listed([(store.spec.classes[store.labels[row]] if store.spec.classes and store.labels[row] >= 0 else "", text) for row, text in zip(rows, _texts(store, rows), strict=True)])
 
 
 def mistakes(items: Sequence[Mapping[str, Any]], texts: Sequence[str]) -> Figure:
     """The most confident mistakes; `items` as in `Evaluation.mistakes`, `texts` in their order."""
     named = [f"said {one['predicted']} {one['probability']:.0%}, is {one['label']}" for one in items]
-    return _listed(list(zip(named, texts, strict=True))) if items else _listed([("no mistakes", "")])
+    return listed(list(zip(named, texts, strict=True))) if items else _listed([("no mistakes", "")])
 
 
 def _texts(store: Store, rows: np.ndarray) -> list[str]:
     return [bytes(row).decode() for row in store.arrays["text"][rows]]
 
 
-def _listed(entries: Sequence[tuple[str, str]]) -> Figure:
+def listed(entries: Sequence[tuple[str, str]]) -> Figure:
     """A heading and the first lines of a text for each entry."""
     blocks = []
     for heading, text in entries:

@@ -24,7 +24,8 @@ from ml.model import read_described, read_tensors
 
 PREFIX = re.compile(r"^(module\.|backbone\.|model\.|net\.|bert\.|transformer\.|_orig_mod\.)+")
 CLASSIFIERS = ("fc.", "head.", "heads.", "classifier.", "head_dist.", "pooler.", "cls.", "lm_head.")
-CONSTANTS = re.compile(r"embeddings\.position_ids|h\.\d+\.attn\.(masked_)?bias")  # what old files of BERT and GPT-2 hold beside their weights
+CONSTANTS = re.compile(r"embeddings\.position_ids|h\.\d+\.attn\.(masked_)?bias|(en|de)coder\.embed_tokens\.weight|final_logits_bias")
+"""What files hold beside their weights: old ones of BERT and GPT-2 constants, those of BART its embedding again and a bias of 0."""
 WRAPPERS = ("state_dict", "model", "model_state", "model_state_dict")
 LISTED = 12  # differences that an error names
 

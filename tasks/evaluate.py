@@ -1,21 +1,22 @@
-"""Every arm measured on the test rows: the model, its baseline, the simple alternative and the commonest class."""
+"""Every arm measured on the test rows: the model, its baseline, the simple alternative and the trivial way."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from ml import pictures
-from ml.classical import majority
 from ml.evaluation import Evaluation
 from ml.evaluation import evaluate as measure
-from ml.predictor import Predictor
+from ml.predictor import Predictor, primary
 from ml.recipe import Recipe
 from ml.splitting import Split
 from ml.store import Store
@@ -48,13 +49,14 @@ def evaluate(
     def body(stage: StageRun) -> dict:
         store, rows = Store.open(Path(dataset.path)), read_split(splits)
         stage.log_input(recipe.name, store.digest, "testing", len(rows.test))
-        result = _measure(store, rows, model, baseline, classical, recipe)
+        result, drawn = _measure(store, rows, model, baseline, classical, recipe)
         content = result.to_dict() | {"seen_in_pretraining": seen(store, rows, backbone)}
         stage.log_json(content, "evaluation.json")
         result.predictions.to_parquet(stage.workdir / "predictions.parquet", index=False)
         stage.log_artifact(stage.workdir / "predictions.parquet")
-        for name, figure in _draw(result, content, store, rows, recipe).items():
-            stage.log_figure(figure, f"pictures/{name}.png")
+        figures = {"arms": pictures.arms(content["metrics"], content["primary"]), **drawn(content), **_mistakes(content, store, rows, recipe)}
+        for number, (name, figure) in enumerate(figures.items(), 1):
+            stage.log_figure(figure, f"pictures/{number}_{name}.png")
         for arm, name in METHODS.items():
             if arm in result.metrics:
                 prefix = "test" if arm == "model" else f"test_{name}"
@@ -72,32 +74,44 @@ def read_evaluation(report: ReportRef) -> dict[str, Any]:
     return json.loads(fetch(report.stage.run_id, "evaluation.json").read_text(encoding="utf-8"))
 
 
-def _measure(store: Store, rows: Split, model: ModelRef, baseline: ModelRef | None, classical: ClassicalRef | None, recipe: Recipe) -> Evaluation:
-    device = device_of(recipe.compute)
-    arrays, targets_N = store.array[rows.test], store.labels[rows.test]
+def _measure(
+    store: Store, rows: Split, model: ModelRef, baseline: ModelRef | None, classical: ClassicalRef | None, recipe: Recipe
+) -> tuple[Evaluation, Callable[[dict[str, Any]], dict[str, Figure]]]:
+    """The evaluation, and what draws its details."""
+    device, truth = device_of(recipe.compute), store.rows(rows.test)
     predictor = Predictor.load(fetch(model.stage.run_id, "model"), device)
-    outputs_NK = predictor.outputs(arrays)
-    arms = {"model": predictor.probabilities(outputs_NK)}
+    head, outputs_NS = predictor.model.head, predictor.outputs(primary(truth))
+    answers = {"model": head.answers(outputs_NS, truth, predictor.temperature)}
     if baseline is not None:
-        arms["baseline"] = Predictor.load(fetch(baseline.stage.run_id, "model"), device).predict_arrays(arrays)
+        answers["baseline"] = Predictor.load(fetch(baseline.stage.run_id, "model"), device).answers(truth)
     if classical is not None:
-        arms["classical"] = np.load(fetch(classical.stage.run_id, "probabilities.npy"), allow_pickle=False)
-    arms["majority"] = majority(store.labels[rows.train], len(store.spec.classes), len(rows.test))
-    head = predictor.model.head
-    return measure(
-        store.table.iloc[rows.test],
-        targets_N,
-        arms,
-        store.spec.classes,
+        answers["classical"] = np.load(fetch(classical.stage.run_id, "probabilities.npy"), allow_pickle=False)
+    answers["trivial"] = head.trivial_answers(store.rows(rows.train), truth)
+    before, table, count = head.answers(outputs_NS, truth, 1.0), store.table.iloc[rows.test], recipe.evaluation.mistakes
+
+    def details(options: Mapping[str, Any]) -> tuple[Mapping[str, Any], pd.DataFrame]:
+        return head.details(table, answers["model"], before, truth, temperature=predictor.temperature, mistakes=count, options=options)
+
+    measured = measure(
+        table,
+        truth["label"],
+        {arm: head.scores(told, truth) for arm, told in answers.items()},
         head.metrics,
         head.primary,
+        details,
+        trivial=head.trivial,
         resamples=recipe.evaluation.bootstrap,
         confidence=recipe.evaluation.confidence,
-        mistakes=recipe.evaluation.mistakes,
         seed=recipe.seed,
-        uncalibrated_NK=Predictor(predictor.model, predictor.spec, 1.0, device).probabilities(outputs_NK),
-        temperature=predictor.temperature,
     )
+    return measured, head.pictures
+
+
+def _mistakes(content: dict[str, Any], store: Store, rows: Split, recipe: Recipe) -> dict[str, Figure]:
+    if not recipe.finetuning.head.chosen.labels:  # what they are is told in the report's table
+        return {}
+    wrong = rows.test[[one["row"] for one in content["mistakes"]]] if content["mistakes"] else rows.test[:0]
+    return {"mistakes": recipe.data.modality.make().mistakes(content["mistakes"], store, wrong)}
 
 
 def seen(store: Store, rows: Split, backbone: BackboneRef) -> int:
@@ -105,15 +119,3 @@ def seen(store: Store, rows: Split, backbone: BackboneRef) -> int:
     table = store.table
     trained = set(table.loc[table["part"].isin(backbone.seen), "row_id"])
     return int(table["row_id"].iloc[rows.test].isin(trained).sum())
-
-
-def _draw(result: Evaluation, content: dict[str, Any], store: Store, rows: Split, recipe: Recipe) -> dict[str, Figure]:
-    """The evaluation's pictures by name, in the order in which a reader wants them."""
-    wrong = rows.test[[one["row"] for one in content["mistakes"]]] if content["mistakes"] else rows.test[:0]
-    return {
-        "1_arms": pictures.arms(content["metrics"], content["primary"]),
-        "2_confusion": pictures.confusion(result.confusion_KK, result.classes),
-        "3_reliability": pictures.reliability(content["calibration"]),
-        "4_per_class": pictures.per_class(content["per_class"]),
-        "5_mistakes": recipe.data.modality.make().mistakes(content["mistakes"], store, wrong),
-    }

@@ -10,9 +10,8 @@ import torch
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from ml.calibration import fit_temperature
 from ml.contracts import InputError
-from ml.feed import Feed, plain_batches, seed_of
+from ml.feed import Blocks, Feed, plain_batches, seed_of
 from ml.fit import Fitted, fit
 from ml.metrics import LOWER_IS_BETTER
 from ml.model import Model, save_model
@@ -91,19 +90,18 @@ def _train(name: str, model: Model, store: Store, rows: Split, recipe: Recipe, s
     if hasattr(method, "begin"):
         method.begin(model)
     augment = augmentation(recipe, part, store.spec)
-    labels = store.labels[rows.train]
-    counts = np.bincount(labels, minlength=len(store.spec.classes))
-    if part.balance is Balance.weights:
-        model.head.set_class_weights(torch.from_numpy(counts.mean() / counts).float())
-    draw = 1 / counts[labels] if part.balance is Balance.sampling else None
-    batch = min(settings.batch_size, len(rows.train))
-    feed = Feed(store, modality, rows.train, batch, recipe.seed, device, augment, accumulate=settings.accumulate, weights=draw)
+    draw = _balance(model, store, rows, part.balance) if model.head.labels else None
+    trained, chosen = _stream(store, rows.train, recipe.seed) if model.head.packed else (store, rows.train)
+    batch = min(settings.batch_size, len(chosen))
+    feed = Feed(trained, modality, chosen, batch, recipe.seed, device, augment, accumulate=settings.accumulate, weights=draw)
     metric = part.metric or model.head.primary
 
+    truth = store.rows(rows.validation)
+
     def validate(module: Model) -> dict[str, float]:
-        targets_N, logits_NK = store.labels[rows.validation], logits(module, store, modality, rows.validation, device)
-        probabilities_NK = module.head.probabilities(logits_NK).numpy()
-        return {f"validation/{name}": measure(targets_N, probabilities_NK) for name, measure in module.head.metrics.items()}
+        head = module.head
+        scores_NS = head.scores(head.answers(outputs(module, store, modality, rows.validation, device), truth, 1.0), truth)
+        return {f"validation/{name}": measure(truth["label"], scores_NS) for name, measure in head.metrics.items()}
 
     fitted = fit(
         model,
@@ -121,15 +119,33 @@ def _train(name: str, model: Model, store: Store, rows: Split, recipe: Recipe, s
     )
     if hasattr(method, "finish"):
         method.finish(model)
-    log_fitted(stage, fitted, len(rows.train), metric)
+    log_fitted(stage, fitted, len(chosen), metric)
     stage.log_metrics({"best/score": fitted.best_score, "best/epoch": float(fitted.best_epoch + 1)})
-    logits_NK = logits(model, store, modality, rows.validation, device)
-    temperature = fit_temperature(logits_NK.numpy(), store.labels[rows.validation])
+    if not hasattr(model.head, "calibrate"):
+        return 1.0, fitted
+    temperature = model.head.calibrate(outputs(model, store, modality, rows.validation, device), truth)
     stage.log_metrics({"temperature": temperature})
     return temperature, fitted
 
 
-def logits(model: Model, store: Store, modality, rows: np.ndarray, device: torch.device) -> torch.Tensor:
-    """Outputs (N, K) of the model in evaluation mode, on the CPU."""
+def outputs(model: Model, store: Store, modality, rows: np.ndarray, device: torch.device) -> np.ndarray:
+    """Outputs (N, S) of the model in evaluation mode."""
     with torch.no_grad():
-        return torch.cat([model(inputs).float().cpu() for inputs in plain_batches(store, modality, rows, device)])
+        return torch.cat([model(inputs).float().cpu() for inputs in plain_batches(store, modality, rows, device)]).numpy()
+
+
+def _stream(store: Store, rows: np.ndarray, seed: int) -> tuple[Blocks, np.ndarray]:
+    """The rows as one stream of tokens, and the numbers of its blocks."""
+    blocks = Blocks.of(store, np.random.Generator(np.random.Philox(seed_of(seed, "blocks"))).permutation(rows))
+    if len(blocks.array) < 2:
+        raise InputError(f"fine-tuning needs at least 2 blocks of {store.spec.shape[0]} tokens, found {len(blocks.array)}. Give more texts, or a smaller max_length.")
+    return blocks, np.arange(len(blocks.array))
+
+
+def _balance(model: Model, store: Store, rows: Split, balance: Balance) -> np.ndarray | None:
+    """What is done against unbalanced classes: weights of the loss, or the weight with which each row is drawn."""
+    labels = store.labels[rows.train]
+    counts = np.bincount(labels, minlength=len(store.spec.classes))
+    if balance is Balance.weights:
+        model.head.set_class_weights(torch.from_numpy(counts.mean() / counts).float())
+    return 1 / counts[labels] if balance is Balance.sampling else None

@@ -22,8 +22,12 @@ def preprocess(recipe: Recipe, run: Run) -> DatasetRef:
     options = dump(recipe.data)
     options.pop("source"), options.pop("workers")  # the fingerprint stands for the source; threads change no result
 
+    labelled = recipe.finetuning.head.chosen.labels
+    if not labelled:
+        options["labelled"] = False
+
     def body(stage: StageRun) -> dict:
-        store = build_store(source, recipe.data.modality.make(), recipe.data, stage.workdir, run.stores)
+        store = build_store(source, recipe.data.modality.make(), recipe.data, stage.workdir, run.stores, labelled)
         _log(stage, recipe, store)
         return {"digest": store.digest}
 

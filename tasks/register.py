@@ -16,9 +16,8 @@ from prefect.cache_policies import NO_CACHE
 
 from ml import gate
 from ml.checkpoint import write_atomically
-from ml.classical import majority
 from ml.contracts import InputError
-from ml.predictor import Predictor
+from ml.predictor import Predictor, frame_of
 from ml.recipe import Recipe
 from ml.store import Store
 from tasks.references import BackboneRef, DatasetRef, ModelRef, RegisteredModel, ReportRef, SplitsRef
@@ -53,8 +52,7 @@ def register(
         folder = fetch(model.stage.run_id, "model")
         judged = _judge(stage, name, folder, dataset, splits, recipe)
         raw = _raw(recipe, Store.open(Path(dataset.path)), read_split(splits).test[:GOLDEN])
-        column, modality = recipe.data.modality.name.value, recipe.data.modality.chosen
-        frame = pd.DataFrame({column: raw})
+        frame = frame_of(raw, recipe.data.modality.chosen)
         expected = Predictor.load(folder).predict(raw)
         made = registry.register(
             name,
@@ -63,7 +61,7 @@ def register(
             model_folder=folder,
             pyfunc_file=ROOT / "tasks" / "pyfunc_model.py",
             code_paths=[ROOT / "ml"],
-            signature=signature(column, modality.column_type, expected),
+            signature=signature(frame.columns, recipe.data.modality.chosen.column_type, expected),
             example=frame[:2],
             pip_requirements=[f"{package}=={installed(package)}" for package in _requirements(recipe)],
             tags={"warmstart.dataset": dataset.digest, "warmstart.evaluation": evaluation.stage.run_id, "warmstart.passed": str(judged["passed"]).lower()},
@@ -98,34 +96,40 @@ def _judge(stage: StageRun, name: str, folder: Path, dataset: DatasetRef, splits
         challenger, rival = Predictor.load(folder, device), registry.champion(name)
         champion = Predictor.load(fetch(rival.uri, "artifacts/model"), device) if rival else None
         seconds = _seconds([one for one in (challenger, champion) if one], _raw(recipe, store, rows.test[:TIMED]))
+        head, truth = challenger.model.head, store.rows(rows.test)
         verdict = gate.verdict(
-            store.labels[rows.test],
-            gate.Candidate(challenger.predict_arrays(store.array[rows.test]), seconds[0]),
-            gate.Candidate(_champion_probabilities(champion, store, rows.test, recipe), seconds[1]) if champion else None,
-            majority(store.labels[rows.train], len(store.spec.classes), len(rows.test)),
+            truth["label"],
+            gate.Candidate(head.scores(challenger.answers(truth), truth), seconds[0]),
+            gate.Candidate(head.scores(_answers(champion, challenger, name, store, rows.test, recipe), truth), seconds[1]) if champion else None,
+            head.scores(head.trivial_answers(store.rows(rows.train), truth), truth),
             recipe.registration.gate,
-            challenger.model.head.metrics,
-            challenger.model.head.primary,
+            head.metrics,
+            head.primary,
+            trivial=head.trivial,
             slices_N=_slices(store, rows.test),
             groups_N=store.table["group"].to_numpy()[rows.test],
             resamples=recipe.evaluation.bootstrap,
             confidence=recipe.evaluation.confidence,
             seed=recipe.seed,
         ).to_dict()
-        against = f"version {rival.version}" if rival else "no champion: the commonest class"
+        against = f"version {rival.version}" if rival else f"no champion: {head.trivial}"
         write_atomically(kept, json.dumps({**verdict, "champion": rival.version if rival else None, "against": against}))
     stage.log_artifact(kept)
     return json.loads(kept.read_text(encoding="utf-8"))
 
 
-def _champion_probabilities(champion: Predictor, store: Store, test: np.ndarray, recipe: Recipe) -> np.ndarray:
-    """The champion on the same rows: on what is stored where it reads such, else on the raw items, by its own rules."""
+def _answers(champion: Predictor, challenger: Predictor, name: str, store: Store, test: np.ndarray, recipe: Recipe) -> Any:
+    """The champion's on the same rows: on what is stored where it reads such, else on the raw items, by its own rules."""
+    head = challenger.model.head
+    if type(champion.model.head) is not type(head):
+        raise InputError(f"the champion of {name} is made for another purpose than this model: give another registration.model")
     if champion.reads(store.spec):
-        found_NK = champion.predict_arrays(store.array[test])
+        told = champion.answers(store.rows(test))
     else:
-        frame = champion.predict(_raw(recipe, store, test))
-        found_NK = frame[[f"p_{name}" for name in champion.spec.classes]].to_numpy()
-    return gate.align(found_NK, champion.spec.classes, store.spec.classes)
+        told, errors = champion.answers_of(_raw(recipe, store, test))
+        if any(errors):
+            raise InputError(f"the champion of {name} cannot read {sum(map(bool, errors))} of the test items ({next(filter(None, errors))}): give another registration.model")
+    return head.align(told, champion.spec.classes) if head.labels else told
 
 
 def _slices(store: Store, test: np.ndarray) -> np.ndarray | None:
@@ -158,9 +162,10 @@ def _seconds(predictors: list[Predictor], raw: list[Any]) -> list[float]:
 
 def _check_parity(uri: str, frame: pd.DataFrame, expected: pd.DataFrame) -> None:
     found = scored(uri, frame)
-    columns = [name for name in expected if name.startswith("p_")]
-    gap = float(np.abs(found[columns].to_numpy(float) - expected[columns].to_numpy(float)).max())
-    if not gap <= TOLERANCE or list(found["label"]) != list(expected["label"]):
+    told = expected.drop(columns="error")
+    columns = told.select_dtypes("number").columns
+    gap = float(np.abs(found[columns].to_numpy(float) - told[columns].to_numpy(float)).max(initial=0.0))
+    if not gap <= TOLERANCE or any(list(found[name]) != list(told[name]) for name in told.columns.drop(columns)):
         raise ParityError(f"{uri} differs by {gap:.2g} from the training code on {len(frame)} golden items; it is not offered")
 
 

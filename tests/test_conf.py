@@ -11,7 +11,7 @@ from ml.recipe import load
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted((ROOT / "conf").rglob("*.yaml"))
 # Where small data for a recipe lie, in the shared data; others take pictures that are drawn and texts that are made up.
-SHARED = {"cifar10": "cifar10", "clothing": "clothing_small", "pneumonia": "pneumonia_mnist", "imdb": "imdb", "newsgroups": "newsgroups20", "clinc150": "clinc150"}
+SHARED = {"cifar10": "cifar10", "clothing": "clothing_small", "pneumonia": "pneumonia_mnist", "imdb": "imdb", "newsgroups": "newsgroups20", "clinc150": "clinc150", "squad": "squad_v2_dev_half", "answer": "squad_v2_dev_half", "translate-multi30k": "multi30k_en_de_fr"}
 TINY = [
     "pretraining.fit.epochs=1",
     "pretraining.fit.batch_size=64",
@@ -36,7 +36,7 @@ def test_the_header_states_command_time_and_score(path):
     recipe, words = load(path), header(path)
     assert f"warmstart run {path.relative_to(ROOT)}" in words
     assert re.search(r"\b(second|minute|hour)s?\b", words), "how long does it take?"
-    assert re.search(r"\d+(\.\d+)? ?%|\baccuracy\b", words), "what score is to be expected?"
+    assert re.search(r"\d+(\.\d+)? ?%|\b(accuracy|nats|BLEU|F1)\b", words), "what score is to be expected?"
     assert recipe.name == path.stem
 
 
@@ -56,6 +56,15 @@ def data(request, pictures, tmp_path):
                 tmp_path / "rows.parquet"
             )
             return [f"data.source.options.path={tmp_path / 'rows.parquet'}"]
+        if source == "text-folder":
+            lines = [f"ACTOR {number}:\nThe {one} goes to the {other}, and the {other} to the {one}." for number, one in enumerate(["sun", "moon", "king", "queen", "fool"]) for other in ["hill", "mill", "sea", "town", "inn", "wood", "road"]]
+            (tmp_path / "play.txt").write_text("\n\n".join(lines))
+            return [f"data.source.options.path={tmp_path / 'play.txt'}", "data.near_duplicates=false"]
+        if source == "text-pairs":
+            numbers = dict(zip(["one", "two", "three", "four", "five", "six", "seven"], ["eins", "zwei", "drei", "vier", "fünf", "sechs", "sieben"], strict=True))
+            rows = [{"source": f"{a} and {b} or {c}", "target": f"{x} und {y} oder {z}"} for a, x in numbers.items() for b, y in numbers.items() for c, z in list(numbers.items())[:2]]
+            pd.DataFrame(rows).to_csv(tmp_path / "pairs.csv", index=False)
+            return [f"data.source.options.path={tmp_path / 'pairs.csv'}"]
         if source == "text-table":
             kinds = {"weather": "rain wind sun cloud storm", "kitchen": "salt bread soup onion pan"}
             rows = [{"text": f"{one} and {other} again, day {day}", "label": kind} for kind, words in kinds.items() for one in words.split() for other in words.split() for day in range(2)]
@@ -72,5 +81,7 @@ def test_it_runs_to_its_end(path, data, warmstart, finished):
     few = ["splitting.labels_per_class=4"] if recipe.splitting.labels_per_class else []
     result = warmstart(finished.folder, "run", path, "--json", *TINY, *few, *data(recipe)).result
     assert result["experiment"] == recipe.name
-    assert result["metrics"]["accuracy"]["n"] > 0 and result["model"]["version"]
-    assert (result["baseline"] is not None, result["classical"] is not None) == (recipe.finetuning.baseline, recipe.finetuning.classical)
+    head = recipe.finetuning.head.chosen
+    assert result["metrics"][head.primary]["n"] > 0 and result["model"]["version"]
+    wanted = (recipe.finetuning.baseline, recipe.finetuning.classical and head.labels)
+    assert (result["baseline"] is not None, result["classical"] is not None) == wanted

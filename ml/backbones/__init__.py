@@ -1,5 +1,6 @@
 """Backbones: the networks that are pretrained and fine-tuned, all with one `encode(inputs) -> Features`."""
 
+from ml.backbones.bart import Bart
 from ml.backbones.bert import Bert
 from ml.backbones.gpt import Gpt
 from ml.backbones.resnet import ResNet18, ResNet34, ResNet50
@@ -22,4 +23,5 @@ BACKBONES: dict[str, type] = {
     "text-cnn": TextCnn,
     "bert": Bert,
     "gpt": Gpt,
+    "bart": Bart,
 }

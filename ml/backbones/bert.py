@@ -53,7 +53,7 @@ class Bert(nn.Module):
     """BERT: a transformer that reads texts in both directions; made for masked pretraining, and for published BERT and MiniLM weights."""
 
     Options = BertOptions
-    modalities: ClassVar[frozenset[str]] = frozenset({"text"})
+    modalities: ClassVar[frozenset[str]] = frozenset({"text", "question"})
     traits: ClassVar[frozenset[str]] = frozenset({"tokens", "vocabulary", "bidirectional"})
 
     def __init__(self, options: BertOptions, spec: DataSpec):

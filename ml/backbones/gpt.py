@@ -6,7 +6,7 @@ B batch, D features, T tokens.
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -89,6 +89,19 @@ class Gpt(nn.Module):
             return Features(tokens_BTD[torch.arange(len(last_B), device=last_B.device), last_B], tokens_BTD=tokens_BTD)
         weight_BT1 = mask_BT[:, :, None].to(tokens_BTD.dtype)
         return Features((tokens_BTD * weight_BT1).sum(1) / weight_BT1.sum(1).clamp(min=1), tokens_BTD=tokens_BTD)
+
+    def write(self, given_T: Tensor, most: int, choose: Callable[[Tensor], int | None]) -> list[int]:
+        """At most `most` tokens after given_T: each what `choose` makes of the last state (D,), until it says None."""
+        found: list[int] = []
+        fresh_1T, cache = given_T[None], None
+        while len(found) < most:
+            done = self.net(fresh_1T, cache=cache, use_cache=True)
+            token, cache = choose(done.last_hidden_state[0, -1]), done.cache
+            if token is None:
+                break
+            found.append(token)
+            fresh_1T = torch.tensor([[token]], device=given_T.device)
+        return found
 
     def layers(self) -> list[nn.Module]:
         return [nn.ModuleList([self.net.wte, self.net.wpe]), *self.net.h, self.net.ln_f]

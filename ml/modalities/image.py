@@ -64,6 +64,7 @@ class Image:
     Augmentation = image_augment.Augmentation
     presets = image_augment.PRESETS
     noun = "images"
+    fields = ("image",)
     column_type = "binary"
     columns = ("image", "path", "file", "filename")
     suffixes = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})

@@ -5,6 +5,7 @@ from ml.objectives.denoising import Denoising
 from ml.objectives.masked import Masked
 from ml.objectives.masked_language import MaskedLanguage
 from ml.objectives.simclr import SimCLR
+from ml.objectives.span_corruption import SpanCorruption
 from ml.objectives.supervised import Supervised
 from ml.objectives.vicreg import VICReg
 
@@ -16,4 +17,5 @@ OBJECTIVES: dict[str, type] = {
     "supervised": Supervised,
     "masked-language": MaskedLanguage,
     "causal-language": CausalLanguage,
+    "span-corruption": SpanCorruption,
 }

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ml.contracts import Batch, DataSpec, Options, StepResult
+from ml.sampling import draw
 
 NOT_ASKED = -100  # the target of what is not to be guessed
 EXAMPLES, PROMPT, NEW = 8, 16, 32  # continuations in the report, tokens that each is given and gets
@@ -56,7 +57,8 @@ class CausalLanguage(nn.Module):
         generator = torch.Generator().manual_seed(0)
         for _ in range(min(NEW, self.length - given)):
             states_BTD = self.backbone.encode({"tokens": written_BT, "mask": torch.ones_like(written_BT, dtype=torch.bool)}).tokens_BTD
-            next_B1 = self._draw(self._logits(states_BTD[:, -1]).cpu(), generator).to(written_BT.device)
+            logits_BV = self._logits(states_BTD[:, -1]).cpu()
+            next_B1 = draw(logits_BV, self.options.temperature, self.options.top_p, generator).to(written_BT.device)
             written_BT = torch.cat([written_BT, next_B1], 1)
         shown = []
         for ids in written_BT.tolist():
@@ -67,11 +69,3 @@ class CausalLanguage(nn.Module):
 
     def _logits(self, states_D: Tensor) -> Tensor:
         return F.linear(states_D, self.backbone.embedding.weight).float()
-
-    def _draw(self, logits_BV: Tensor, generator: torch.Generator) -> Tensor:
-        """One token (B, 1) for each text, from the nucleus (Holtzman et al. 2019, arXiv:1904.09751)."""
-        if self.options.temperature == 0:
-            return logits_BV.argmax(1, keepdim=True)
-        share_BV, order_BV = (logits_BV / self.options.temperature).softmax(1).sort(1, descending=True)
-        share_BV = share_BV.masked_fill(share_BV.cumsum(1) - share_BV >= self.options.top_p, 0.0)
-        return order_BV.gather(1, torch.multinomial(share_BV, 1, generator=generator))

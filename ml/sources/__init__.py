@@ -5,7 +5,9 @@ from ml.sources.image_folder import ImageFolder
 from ml.sources.parquet import Parquet
 from ml.sources.python_docs import PythonDocs
 from ml.sources.sklearn_digits import SklearnDigits
+from ml.sources.squad import Squad
 from ml.sources.text_folder import TextFolder
+from ml.sources.text_pairs import TextPairs
 from ml.sources.text_table import TextTable
 from ml.sources.torchvision import Torchvision
 
@@ -18,4 +20,6 @@ SOURCES = {
     "text-table": TextTable,
     "text-folder": TextFolder,
     "python-docs": PythonDocs,
+    "squad": Squad,
+    "text-pairs": TextPairs,
 }

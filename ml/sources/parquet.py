@@ -14,7 +14,7 @@ from pydantic import Field
 
 from ml import contracts
 from ml.contracts import InputError, Raw
-from ml.files import Folder, Item, digest, folder_at, listing_digest, locate, short
+from ml.files import Folder, Item, digest, files_at, folder_at, listing_digest, short
 from ml.labels import class_names, label_texts, split_column, split_from_path
 
 BATCH_ROWS = 64
@@ -59,17 +59,9 @@ class Parquet:
         return digest("parquet", self.options.model_dump_json(), listing_digest(folder, items))
 
     def _files(self) -> tuple[Folder, list[Item]]:
-        folder, name = locate(self.options.path)
-        items = folder.list()[0]
-        if name is not None:
-            items = [item for item in items if item.path == name]
-        else:
-            # Names that begin with a dot or an underscore are other tools' notes (_SUCCESS, _metadata).
-            items = [one for one in items if one.path.endswith((".parquet", ".pq")) and not any(part[0] in "._" for part in one.path.split("/"))]
+        folder, items, _ = files_at(self.options.path, (".parquet", ".pq"), named=False)
         if not items:
             raise InputError(f"there is no Parquet file (*.parquet, *.pq) in {self.options.path!r}")
-        if items[0].reason:
-            raise InputError(f"cannot read {items[0].path!r} in {self.options.path!r}: {items[0].reason}")
         return folder, items
 
     @contextlib.contextmanager

@@ -16,7 +16,7 @@ from ml import contracts
 from ml.class_folders import Kind, Place, as_frame, check_classes, list_without
 from ml.contracts import InputError, Raw
 from ml.files import Folder, Item, digest, folder_at, listing_digest, locate
-from ml.labels import SPLITS
+from ml.labels import SPLITS, split_from_path
 
 EXTENSIONS = (".txt", ".md", ".text")
 TEXTS = Kind("texts", EXTENSIONS, ", ".join(EXTENSIONS))
@@ -32,8 +32,9 @@ class Unit(StrEnum):
 class TextFolder:
     """Texts in `root/class/**`, or in `root/{train,val,test}/class/**`, whose official test is then honoured; or in no class folders.
 
-    Without class folders all is unlabelled, as is a folder or class `unlabelled` or `unsup` beside others. Files beside class folders,
-    such as a README, are no data. `scan().attrs["ignored"]` counts the files passed over.
+    Without class folders nothing has a label, and names tell the parts (validation.txt, test/x.txt). Nor has a label what lies in a folder or
+    class `unlabelled` or `unsup` beside others. Files beside class folders, such as a README, are no data. `scan().attrs["ignored"]` counts
+    the files passed over.
     """
 
     class Options(contracts.Options):
@@ -167,7 +168,7 @@ def _texts(root: str, folder: Folder, items: list[Item], folders: list[str]) -> 
             texts.append(place)
     labelled = [text for text in texts if text.label is not None]
     if not any(TEXTS.by_name(text.item.path) for text in labelled):
-        return [Place(folder, place.item) for place in layout.places], layout.ignored
+        return [Place(folder, place.item, split=split_from_path(place.item.path) or "unlabelled") for place in layout.places], layout.ignored
     TEXTS.check_filled(root, labelled, [path for path in layout.class_folders if not _unlabelled(path.split("/")[-1])])
     check_classes(root, labelled, "; texts without classes are given as data.source.options.unlabelled, with `path` left empty")
     return texts, layout.ignored + len(layout.places) - len(texts)

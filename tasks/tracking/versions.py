@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import pandas as pd
+from pandas.api.types import is_integer_dtype, is_numeric_dtype
 
 from ml.contracts import InputError
 from tasks.tracking import database, registry
@@ -34,14 +36,18 @@ def pinned(uri: str) -> str:
     return one.uri
 
 
-def signature(column: str, kind: str, output: pd.DataFrame) -> ModelSignature:
-    """A signature that takes `column` of MLflow's type `kind` (binary is base64 over HTTP) and gives what `output` is an example of."""
+def signature(columns: Iterable[str], kind: str, output: pd.DataFrame) -> ModelSignature:
+    """A signature that takes `columns` of MLflow's type `kind` (binary is base64 over HTTP) and gives what `output` is an example of."""
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema
 
-    texts = {"label", "error"}
-    columns = [ColSpec(DataType.string if name in texts else DataType.float, name, required=name not in texts) for name in output.columns]
-    return ModelSignature(Schema([ColSpec(DataType[kind], column)]), Schema(columns))
+    def told(name: str) -> ColSpec:
+        values = output[name]
+        if not is_numeric_dtype(values):
+            return ColSpec(DataType.string, name, required=False)
+        return ColSpec(DataType.long if is_integer_dtype(values) else DataType.double if values.dtype == "float64" else DataType.float, name)
+
+    return ModelSignature(Schema([ColSpec(DataType[kind], name) for name in columns]), Schema([told(name) for name in output.columns]))
 
 
 def scored(uri: str, frame: pd.DataFrame) -> pd.DataFrame:

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from ml.class_details import details
 from ml.contracts import InputError
 from ml.evaluation import Evaluation, evaluate, points, words
 from ml.evidence import Estimate
@@ -37,6 +38,15 @@ def table() -> pd.DataFrame:
     )
 
 
+def of_classes(table, targets_N, arms, classes, mistakes=24, temperature=1.0, **options) -> Evaluation:
+    """As the classification head has it."""
+
+    def facts(drawn):
+        return details(table, targets_N, arms["model"], arms["model"], classes, temperature=temperature, mistakes=mistakes, options=drawn)
+
+    return evaluate(table, targets_N, arms, CLASSIFICATION, "accuracy", facts, trivial="always naming the commonest class", **options)
+
+
 @pytest.fixture(scope="module")
 def result(table) -> Evaluation:
     targets_N = np.random.default_rng(0).integers(0, 3, ROWS)
@@ -44,16 +54,16 @@ def result(table) -> Evaluation:
         "model": arm(targets_N, 0.85, 1),
         "baseline": arm(targets_N, 0.6, 2),
         "classical": arm(targets_N, 0.97, 3),
-        "majority": np.tile(np.array([0.4, 0.3, 0.3]), (ROWS, 1)),
+        "trivial": np.tile(np.array([0.4, 0.3, 0.3]), (ROWS, 1)),
     }
-    return evaluate(table, targets_N, arms, CLASSES, CLASSIFICATION, "accuracy", resamples=200, mistakes=5, temperature=1.5)
+    return of_classes(table, targets_N, arms, CLASSES, resamples=200, mistakes=5, temperature=1.5)
 
 
 def test_the_words_say_who_wins(result):
-    baseline, classical, majority = result.words
+    baseline, classical, trivial = result.words
     assert baseline.startswith("Pretraining was worth it: accuracy +")
     assert classical.startswith("The simple alternative wins: accuracy −")
-    assert majority.startswith("The model beats always naming the commonest class")
+    assert trivial.startswith("The model beats always naming the commonest class")
 
 
 def test_differences_are_those_of_the_metrics(result):
@@ -68,20 +78,20 @@ def test_confusion_and_classes_agree_with_the_predictions(result):
     assert list(frame.columns) == ["row_id", "key", "label", "predicted", "probability", "p_cat", "p_dog", "p_<b>cow</b>"]
     for i, own in enumerate(CLASSES):
         for j, other in enumerate(CLASSES):
-            assert result.confusion_KK[i, j] == ((frame["label"] == own) & (frame["predicted"] == other)).sum()
-        row = result.per_class[i]
-        assert row["support"] == result.confusion_KK[i].sum() == row["recall"].n
-        assert row["recall"].value == pytest.approx(result.confusion_KK[i, i] / row["support"])
-        assert row["precision"].value == pytest.approx(result.confusion_KK[i, i] / result.confusion_KK[:, i].sum())
+            assert result.details["confusion"][i, j] == ((frame["label"] == own) & (frame["predicted"] == other)).sum()
+        row = result.details["per_class"][i]
+        assert row["support"] == result.details["confusion"][i].sum() == row["recall"].n
+        assert row["recall"].value == pytest.approx(result.details["confusion"][i, i] / row["support"])
+        assert row["precision"].value == pytest.approx(result.details["confusion"][i, i] / result.details["confusion"][:, i].sum())
     np.testing.assert_allclose(frame["probability"], frame.filter(like="p_").max(axis=1))
 
 
 def test_mistakes_are_the_most_confident_first(result):
     frame = result.predictions
     wrong = frame[frame["label"] != frame["predicted"]]
-    assert len(result.mistakes) == 5
-    assert [item["probability"] for item in result.mistakes] == sorted(wrong["probability"], reverse=True)[:5]
-    for item in result.mistakes:
+    assert len(result.details["mistakes"]) == 5
+    assert [item["probability"] for item in result.details["mistakes"]] == sorted(wrong["probability"], reverse=True)[:5]
+    for item in result.details["mistakes"]:
         assert frame.loc[item["row"], "row_id"] == item["row_id"] and item["label"] != item["predicted"]
 
 
@@ -101,16 +111,16 @@ def test_it_is_plain_json(result):
 
 def test_it_is_the_same_twice(table, result):
     targets_N = np.random.default_rng(0).integers(0, 3, ROWS)
-    again = evaluate(table, targets_N, {"model": arm(targets_N, 0.85, 1)}, CLASSES, CLASSIFICATION, "accuracy", resamples=200)
+    again = of_classes(table, targets_N, {"model": arm(targets_N, 0.85, 1)}, CLASSES, resamples=200)
     assert again.metrics["model"] == result.metrics["model"]
 
 
 def test_classes_without_a_test_row_are_null_and_not_an_error(table):
     targets_N = np.zeros(ROWS, dtype=int)
-    alone = evaluate(table, targets_N, {"model": arm(targets_N, 1.0, 0)}, CLASSES, CLASSIFICATION, "accuracy", resamples=100)
+    alone = of_classes(table, targets_N, {"model": arm(targets_N, 1.0, 0)}, CLASSES, resamples=100)
     content = alone.to_dict()
     assert content["metrics"]["model"]["auroc"]["value"] is None and content["per_class"][1]["recall"]["value"] is None
-    assert alone.mistakes == [] and content["metrics"]["model"]["accuracy"]["value"] == 1
+    assert alone.details["mistakes"] == [] and content["metrics"]["model"]["accuracy"]["value"] == 1
 
 
 def test_probabilities_that_are_not_finite_are_refused(table):
@@ -118,7 +128,7 @@ def test_probabilities_that_are_not_finite_are_refused(table):
     broken = arm(targets_N, 1.0, 0)
     broken[5] = np.nan
     with pytest.raises(InputError, match="1 of 300 rows are not finite"):
-        evaluate(table, targets_N, {"model": broken}, CLASSES, CLASSIFICATION, "accuracy", resamples=100)
+        of_classes(table, targets_N, {"model": broken}, CLASSES, resamples=100)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image as Pillow
 
 from ml import image_pictures, pictures
+from ml.class_details import details
 from ml.evaluation import evaluate
 from ml.metrics import CLASSIFICATION
 from ml.report import duration, number, render
@@ -25,8 +26,12 @@ def evaluated(classes: tuple[str, ...], rows: int = 240):
     model_NK /= model_NK.sum(1, keepdims=True)
     table = pd.DataFrame({"row_id": [str(row) for row in range(rows)], "key": [f"{classes[row % len(classes)]}/{row}" for row in range(rows)]})
     table["slice"] = ["<i>ward</i>", None] * (rows // 2)
-    arms = {"model": model_NK, "majority": np.full_like(model_NK, 1 / len(classes))}
-    return evaluate(table, targets_N, arms, classes, CLASSIFICATION, "accuracy", resamples=100, mistakes=7)
+    arms = {"model": model_NK, "trivial": np.full_like(model_NK, 1 / len(classes))}
+
+    def facts(options):
+        return details(table, targets_N, model_NK, model_NK, classes, temperature=1.0, mistakes=7, options=options)
+
+    return evaluate(table, targets_N, arms, CLASSIFICATION, "accuracy", facts, trivial="always naming the commonest class", resamples=100)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +65,7 @@ def test_every_picture_draws_hostile_names(content):
 def test_confusions_of_few_and_many_classes_stay_of_a_readable_size(classes):
     names = tuple(f"class {k}" for k in range(classes))
     result = evaluated(names)
-    for figure in (pictures.confusion(result.confusion_KK, names), pictures.per_class(result.per_class)):
+    for figure in (pictures.confusion(result.details["confusion"], names), pictures.per_class(result.details["per_class"])):
         width, height = drawn(figure).size
         assert 300 < width < 2000 and 200 < height < 2600
 

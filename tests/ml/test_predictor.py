@@ -48,7 +48,7 @@ def folder(tmp_path_factory):
 
 def test_predict_agrees_with_arrays(folder, arrays, tmp_path):
     predictor = Predictor.load(folder / "model")
-    expected = predictor.predict_arrays(arrays)
+    expected = predictor.answers({"array": arrays})
     path = tmp_path / "one.png"
     path.write_bytes(png(arrays[2]))
     values = [png(arrays[0]), base64.b64encode(png(arrays[1])).decode(), path, str(path)]
@@ -63,7 +63,7 @@ def test_temperature_divides_the_outputs(folder, arrays):
     predictor = Predictor.load(folder / "model")
     outputs = predictor.outputs(arrays)
     expected = torch.softmax(torch.from_numpy(outputs) / 2.0, dim=1).numpy()
-    np.testing.assert_allclose(predictor.predict_arrays(arrays), expected, atol=1e-6)
+    np.testing.assert_allclose(predictor.answers({"array": arrays}), expected, atol=1e-6)
 
 
 def test_bad_items_cost_their_own_row_only(folder, arrays):
@@ -88,7 +88,7 @@ def test_no_good_item_and_no_item_at_all(folder):
 def test_the_batch_makes_no_difference(folder, arrays, batch_size):
     predictor = Predictor.load(folder / "model")
     order = np.random.default_rng(1).permutation(len(arrays))
-    np.testing.assert_allclose(predictor.predict_arrays(arrays[order], batch_size), predictor.predict_arrays(arrays)[order], atol=1e-6)
+    np.testing.assert_allclose(predictor.answers({"array": arrays[order]}, batch_size), predictor.answers({"array": arrays})[order], atol=1e-6)
 
 
 def test_paths_are_refused_where_files_are_not_allowed(folder, arrays, tmp_path):
@@ -115,7 +115,7 @@ def test_a_folder_without_a_model_says_so(tmp_path):
 def test_texts_score_as_their_stored_rows(text_model, tmp_path):
     predictor = Predictor.load(text_model.folder / "model")
     lines = text_model.lines
-    expected = predictor.predict_arrays(text_model.tokens)
+    expected = predictor.answers({"array": text_model.tokens})
     assert np.ptp(expected[:, 0]) > 0.01
     path = tmp_path / "one.txt"
     path.write_text(lines[2], encoding="utf-8")
@@ -124,7 +124,7 @@ def test_texts_score_as_their_stored_rows(text_model, tmp_path):
     np.testing.assert_allclose(frame[["p_cat", "p_dog"]], expected[[0, 1, 2, 3, 2, 2]], atol=1e-6)
     assert frame["label"].tolist() == [("cat", "dog")[k] for k in expected[[0, 1, 2, 3, 2, 2]].argmax(1)]
     for batch_size in (1, 3):
-        np.testing.assert_allclose(predictor.predict_arrays(text_model.tokens[[3, 0, 2, 1]], batch_size), expected[[3, 0, 2, 1]], atol=1e-6)
+        np.testing.assert_allclose(predictor.answers({"array": text_model.tokens[[3, 0, 2, 1]]}, batch_size), expected[[3, 0, 2, 1]], atol=1e-6)
 
 
 def test_bad_texts_cost_their_own_row_only(text_model, tmp_path):
@@ -139,7 +139,7 @@ def test_bad_texts_cost_their_own_row_only(text_model, tmp_path):
         bad["error"], ["empty", "binary", "found NoneType", "found int", "300,000 characters", "not a file", "empty"], strict=True
     ):
         assert words in error
-    np.testing.assert_allclose(frame.loc[[0, 5, 9], ["p_cat", "p_dog"]], predictor.predict_arrays(text_model.tokens[[0, 1, 3]]), atol=1e-6)
+    np.testing.assert_allclose(frame.loc[[0, 5, 9], ["p_cat", "p_dog"]], predictor.answers({"array": text_model.tokens[[0, 1, 3]]}), atol=1e-6)
     assert predictor.predict(["", "\0"])["error"].notna().all() and len(predictor.predict([])) == 0
     assert predictor.predict([tmp_path], files=False)["error"].item() == "paths are not accepted here"
 

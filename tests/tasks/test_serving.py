@@ -51,7 +51,7 @@ class Saved:
     bad: object
 
     def expected(self) -> np.ndarray:
-        return Predictor.load(self.folder / "model").predict_arrays(self.arrays)
+        return Predictor.load(self.folder / "model").answers({"array": self.arrays})
 
     def pack(self, kind: DataType) -> None:
         mlflow.pyfunc.save_model(

@@ -113,7 +113,7 @@ def test_saved_predictions_are_those_of_the_registered_model(first):
     store, rows = Store.open(Path(first["preprocess"].path)), read_split(first["split"])
     predictor = Predictor.load(fetch(first["register"].uri, "artifacts/model"))
     columns = [name for name in stored if name.startswith("p_")]
-    assert np.allclose(stored[columns], predictor.predict_arrays(store.array[rows.test]), atol=1e-6)
+    assert np.allclose(stored[columns], predictor.answers({"array": store.array[rows.test]}), atol=1e-6)
 
 
 def test_a_second_run_reuses_every_stage(first):

@@ -1,5 +1,6 @@
 """Heads: their loss against torch's own, mixed targets, weights, and predictions that are probabilities."""
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -12,13 +13,25 @@ LOGITS = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
 TARGETS = torch.tensor([0, 1, 2, 2, 1, 0])
 
 
+LABELLED = [name for name, head in HEADS.items() if head.labels]
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_head_says_what_it_is(name):
+    head = HEADS[name]
+    assert head.primary in head.metrics and head.trivial and head.__doc__
+    for part in ("step", "outputs", "answers", "scores", "trivial_answers", "frame", "details", "pictures"):
+        assert callable(getattr(head, part))
+    assert isinstance(head.packed, bool) and head.needs <= {"tokens", "vocabulary", "causal", "bidirectional", "sequence-to-sequence", "map"}
+
+
 def make(name: str = "classification", **options):
     torch.manual_seed(0)
     return HEADS[name](HEADS[name].Options(**options), 8, SPEC)
 
 
 @pytest.mark.parametrize("hidden", [0, 16])
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", LABELLED)
 def test_outputs_become_probabilities(name, hidden):
     head = make(name, hidden=hidden)
     outputs = head(Features(torch.randn(5, 8)))
@@ -28,7 +41,7 @@ def test_outputs_become_probabilities(name, hidden):
     assert head.primary in head.metrics
 
 
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", LABELLED)
 def test_metrics_of_a_perfect_prediction(name):
     targets, sure = TARGETS.numpy(), torch.eye(3)[TARGETS].numpy()
     best = {"log_loss": 0.0, "expected_calibration_error": 0.0}
@@ -71,3 +84,8 @@ def test_one_class_is_refused():
     one = DataSpec("image", {}, (1, 16, 16), ("only",), {})
     with pytest.raises(InputError, match="found 1: only"):
         HEADS["classification"](HEADS["classification"].Options(), 8, one)
+
+
+def test_answers_of_other_classes_are_matched_by_name():
+    own = np.array([[0.7, 0.2, 0.1]])
+    np.testing.assert_array_equal(make().align(own, ("b", "gone", "a")), [[0.1, 0.7, 0.0]])

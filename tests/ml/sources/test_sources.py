@@ -1,6 +1,7 @@
 """What every source of the table keeps to."""
 
 import gzip
+import json
 import struct
 
 import pandas as pd
@@ -32,6 +33,9 @@ def options(tmp_path, tree, png):
     pd.DataFrame({"image": [png(1), png(2)], "label": ["a", "b"]}).to_parquet(tmp_path / "x.parquet")
     (root / "x.csv").write_text("path,label\na/1.png,a\nb/3.png,b\n")
     (tmp_path / "texts.csv").write_text("text,label\nA fine day.,good\nA poor one.,bad\n")
+    asked = [{"id": name, "question": f"What is {name}?", "answers": [{"text": "A fine day", "answer_start": 0}]} for name in "ab"]
+    (tmp_path / "squad.json").write_text(json.dumps({"data": [{"title": "x", "paragraphs": [{"context": "A fine day.", "qas": asked}]}]}))
+    (tmp_path / "pairs.csv").write_text("source,target\nA dog.,Ein Hund.\nA cat.,Eine Katze.\n")
     for name in ("good/1.txt", "bad/1.txt", "bad/2.txt"):
         path = tmp_path / "texts" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -45,7 +49,9 @@ def options(tmp_path, tree, png):
         "csv": {"path": str(root / "x.csv")},
         "text-table": {"path": str(tmp_path / "texts.csv")},
         "text-folder": {"path": str(tmp_path / "texts")},
+        "text-pairs": {"path": str(tmp_path / "pairs.csv")},
         "python-docs": {"per_class": 10},
+        "squad": {"path": str(tmp_path / "squad.json")},
         "torchvision": {"dataset": "MNIST", "path": str(tmp_path), "download": False},
     }
 

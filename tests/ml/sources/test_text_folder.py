@@ -64,9 +64,14 @@ def test_train_may_be_a_class(texts_at):
     assert frame["split"].isna().all()
 
 
-@pytest.mark.parametrize("names", [["1.txt", "2.md"], ["train/1.txt", "test/2.txt"], ["unsup/a/1.txt", "unsup/b/2.txt"]])
+@pytest.mark.parametrize("names", [["1.txt", "2.md"], ["unsup/a/1.txt", "unsup/b/2.txt"]])
 def test_texts_without_classes(texts_at, names):
     assert rows(source(texts_at(*names)).scan()) == dict.fromkeys(names, (None, "unlabelled"))
+
+
+@pytest.mark.parametrize("names", [["train/1.txt", "test/2.txt"], ["train.txt", "wiki.test.txt"]])
+def test_names_tell_the_parts_of_texts_without_classes(texts_at, names):
+    assert rows(source(texts_at(*names)).scan()) == dict(zip(names, [(None, "train"), (None, "test")], strict=True))
 
 
 def test_unlabelled_texts_within_beside_and_alone(texts_at):
@@ -201,10 +206,13 @@ def test_a_folder_behind_a_url():
         files.rm("/texts", recursive=True)
 
 
-@pytest.mark.parametrize(("name", "least"), [("tiny_shakespeare", 1000), ("gutenberg_nltk", 500), ("wikitext2_eval", 300)])
-def test_real_texts(shared_data, name, least):
+@pytest.mark.parametrize(
+    ("name", "least", "parts"),
+    [("tiny_shakespeare", 1000, {"train", "validation"}), ("gutenberg_nltk", 500, {"unlabelled"}), ("wikitext2_eval", 300, {"validation", "test"})],
+)
+def test_real_texts(shared_data, name, least, parts):
     one = source(shared_data / "small" / name, unit="paragraph")
     frame = one.scan()
     assert len(frame) >= least
-    assert set(frame["split"]) == {"unlabelled"}
+    assert set(frame["split"]) == parts
     assert all(raw.data for raw in one.read(frame["key"].tolist()))
