@@ -48,7 +48,7 @@ def sample(store: Store) -> Figure:
 def mistakes(items: Sequence[Mapping[str, Any]], texts: Sequence[str]) -> Figure:
     """The most confident mistakes; `items` as in `Evaluation.mistakes`, `texts` in their order."""
     named = [f"said {one['predicted']} {one['probability']:.0%}, is {one['label']}" for one in items]
-    return listed(list(zip(named, texts, strict=True))) if items else _listed([("no mistakes", "")])
+    return listed(list(zip(named, texts, strict=True))) if items else listed([("no mistakes", "")])
 
 
 def _texts(store: Store, rows: np.ndarray) -> list[str]:
