@@ -47,7 +47,8 @@ def data(request, pictures, tmp_path):
     def find(recipe) -> list[str]:
         source = recipe.data.source.name.value
         if recipe.name in SHARED:
-            return [f"data.source.options.path={request.getfixturevalue('shared_data') / 'small' / SHARED[recipe.name]}"]
+            small = ["backbone.options.size=tiny", "data.modality.options.max_length=96"] if source == "squad" else []
+            return [*small, f"data.source.options.path={request.getfixturevalue('shared_data') / 'small' / SHARED[recipe.name]}"]
         if source == "image-folder":
             return [f"data.source.options.path={pictures}"]
         if source == "parquet":

@@ -12,6 +12,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +31,8 @@ from ml.heads import HEADS
 from ml.modalities import MODALITIES
 from ml.model import Model, save_model
 from ml.predictor import Predictor
+from ml.ragged import Ragged
+from tasks.tracking.versions import signature
 
 # MLflow warns about its own types while it is imported, and pandas about MLflow's way with examples.
 pytestmark = [
@@ -95,9 +98,9 @@ def saved(request, tmp_path_factory) -> Saved:
     return made
 
 
-@pytest.fixture(scope="module")
-def url(saved):
-    """Where a server of the packed model answers; it is started outside the repository, so that only packed code is found."""
+@contextmanager
+def served(folder: Path):
+    """Where a server of the model packed in the folder answers; it is started outside the repository, so that only packed code is found."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -108,7 +111,7 @@ def url(saved):
         "models",
         "serve",
         "-m",
-        str(saved.folder / "packed"),
+        str(folder / "packed"),
         "--env-manager",
         "local",
         "-p",
@@ -119,8 +122,8 @@ def url(saved):
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "WARMSTART_ALLOW_PATHS")}
     # The server starts its workers as `uvicorn`, which stands beside this interpreter.
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
-    log = (saved.folder / "server.log").open("w")
-    server = subprocess.Popen(command, cwd=saved.folder, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    log = (folder / "server.log").open("w")
+    server = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
     try:
         deadline = time.monotonic() + 180
         while True:
@@ -129,13 +132,19 @@ def url(saved):
                 break
             except OSError:
                 if server.poll() is not None or time.monotonic() > deadline:
-                    pytest.fail(f"the server did not come up: {(saved.folder / 'server.log').read_text()[-3000:]}")
+                    pytest.fail(f"the server did not come up: {(folder / 'server.log').read_text()[-3000:]}")
                 time.sleep(0.3)
         yield f"http://127.0.0.1:{port}/invocations"
     finally:
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()
         log.close()
+
+
+@pytest.fixture(scope="module")
+def url(saved):
+    with served(saved.folder) as address:
+        yield address
 
 
 def post(url: str, content: dict) -> list[dict]:
@@ -197,3 +206,36 @@ def test_a_missing_value_is_a_row_with_a_reason(url, saved):
 def test_in_process_agrees_too(saved):
     frame = mlflow.pyfunc.load_model(str(saved.folder / "packed")).predict(pd.DataFrame({saved.column: saved.values}))
     np.testing.assert_allclose(frame[["p_cat", "p_dog"]], saved.expected(), atol=1e-6)
+
+
+def test_questions_with_their_contexts_are_answered(tmp_path):
+    """Two columns in; texts, numbers and places out."""
+    context = "The old mill stands at the river. A miller named Anna has run it since 1987."
+    asked = [{"question": "Who runs the mill?", "context": context}, {"question": "Since when?", "context": context}]
+    made = MODALITIES["question"]
+    modality = made(made.Options(max_length=32, vocabulary=300))
+    rows = Ragged.of([modality.decode(modality.serve(one)).array for one in asked], np.uint8)
+    spec = modality.spec((), modality.statistics([rows]))
+    backbone, head = choice("backbone", BACKBONES)(name="bert"), choice("head", HEADS)(name="answering", options={"unanswerable": False})
+    torch.manual_seed(0)
+    save_model(Model.build(backbone, head, spec), tmp_path / "model", backbone, head, spec)
+    expected = Predictor.load(tmp_path / "model").predict(asked)
+    mlflow.pyfunc.save_model(
+        tmp_path / "packed",
+        python_model=str(ROOT / "tasks" / "pyfunc_model.py"),
+        artifacts={"model": str(tmp_path / "model")},
+        code_paths=[str(ROOT / "ml")],
+        pip_requirements=["mlflow"],
+        signature=signature(modality.fields, modality.column_type, expected),
+        input_example=pd.DataFrame(asked[:1]),
+    )
+    with served(tmp_path) as url:
+        rows = post(url, {"dataframe_records": [*asked, {"question": "Who?", "context": ""}]})
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            post(url, {"dataframe_records": [{"question": "Who?"}]})
+    assert refused.value.code == 400
+    refused.value.close()
+    assert [row["answer"] for row in rows[:2]] == expected["answer"].tolist() and all(row["error"] is None for row in rows[:2])
+    assert [(row["start"], row["end"]) for row in rows[:2]] == list(zip(expected["start"], expected["end"], strict=True))
+    np.testing.assert_allclose([row["score"] for row in rows[:2]], expected["score"], rtol=1e-4)
+    assert rows[2]["error"] and rows[2]["answer"] is None
