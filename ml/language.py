@@ -6,6 +6,7 @@ A modality says in `written` which texts a row has, and in `_sizes` how many tok
 from __future__ import annotations
 
 import enum
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from itertools import islice
@@ -52,7 +53,7 @@ class LanguageOptions(contracts.Options):
     max_characters: int = Field(200_000, ge=1, description="A text of more characters, once cleaned, is refused.")
 
 
-class Language:
+class Language(ABC):
     """Base of Text, TextPair and Question."""
 
     name: ClassVar[str]
@@ -69,13 +70,13 @@ class Language:
         self.options = options
 
     @staticmethod
+    @abstractmethod
     def written(rows: Ragged) -> Iterator[str]:
         """The text of each decoded row, from which the tokenizer learns."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _sizes(self, raw: Raw) -> list[float]:
         """About how many tokens each text of an item will have; none where it cannot be read."""
-        raise NotImplementedError
 
     @property
     def planned(self) -> bool:

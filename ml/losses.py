@@ -6,7 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ml.contracts import UNLABELLED, Batch
+from ml.contracts import UNLABELLED, Batch, StepResult
+
+NOT_ASKED = -100
+"""The target of a token that does not count."""
 
 
 def cross_entropy(logits_BK: Tensor, batch: Batch, smoothing: float = 0.0, class_weights_K: Tensor | None = None) -> Tensor:
@@ -40,3 +43,12 @@ def labelled_accuracy(logits_BK: Tensor, batch: Batch) -> Tensor:
     labelled_B = batch.targets_B != UNLABELLED
     right_B = (logits_BK.argmax(1) == batch.targets_B) & labelled_B
     return right_B.sum().float() / labelled_B.sum().clamp(min=1)
+
+
+def next_tokens(logits_BTV: Tensor, tokens_BT: Tensor, mask_BT: Tensor, smoothing: float = 0.0) -> StepResult:
+    """Mean cross-entropy in nats, and the share guessed right, of all tokens (B, T + 1) but the first, of which `mask_BT` holds those that count."""
+    asked_BT = mask_BT[:, 1:]
+    target_BT = tokens_BT[:, 1:].masked_fill(~asked_BT, NOT_ASKED)
+    asked = asked_BT.sum().clamp(min=1)
+    loss = F.cross_entropy(logits_BTV.flatten(0, 1), target_BT.flatten(), ignore_index=NOT_ASKED, reduction="sum", label_smoothing=smoothing) / asked
+    return StepResult(loss, {"accuracy": (logits_BTV.detach().argmax(2) == target_BT).sum() / asked})

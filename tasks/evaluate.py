@@ -44,7 +44,7 @@ def evaluate(
     options = {"seed": recipe.seed, **dump(recipe.evaluation)}
     arms = {"model": model, "baseline": baseline, "classical": classical}
     inputs = {"dataset": dataset.digest, "split": splits.digest} | {name: arm.digest for name, arm in arms.items() if arm is not None}
-    modules = ["ml.evaluation", "ml.evidence", "ml.metrics", "ml.predictor", "ml.pictures", "tasks.evaluate"]
+    modules = ["ml.evaluation", "ml.evidence", "ml.metrics", "ml.predictor", "ml.pictures", "tasks.evaluate", recipe.finetuning.head.chosen.__module__]
 
     def body(stage: StageRun) -> dict:
         store, rows = Store.open(Path(dataset.path)), read_split(splits)

@@ -81,7 +81,7 @@ def register(
             return f"version {output['version']} of {name} is no longer registered"
         return None
 
-    modules = ["ml.gate", "ml.predictor", "tasks.register", "tasks.pyfunc_model"]
+    modules = ["ml.gate", "ml.predictor", "tasks.register", "tasks.pyfunc_model", recipe.finetuning.head.chosen.__module__]
     summary, output = run.stage("register", body, options=options, inputs=inputs, modules=modules, verify=verify)
     aliases = registry.version(name, output["version"]).aliases
     return RegisteredModel(summary, name, str(output["version"]), output["uri"], tuple(aliases), output["passed"], tuple(output["reasons"]))

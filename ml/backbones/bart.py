@@ -51,6 +51,7 @@ class Bart(nn.Module):
     """BART: a transformer that reads a text and writes another; made for translation and denoising, and for published BART weights."""
 
     Options = BartOptions
+    requires: ClassVar[tuple[str, ...]] = ("transformers",)
     modalities: ClassVar[frozenset[str]] = frozenset({"text", "text-pair"})
     traits: ClassVar[frozenset[str]] = frozenset({"tokens", "vocabulary", "sequence-to-sequence"})
 

@@ -53,6 +53,7 @@ class Bert(nn.Module):
     """BERT: a transformer that reads texts in both directions; made for masked pretraining, and for published BERT and MiniLM weights."""
 
     Options = BertOptions
+    requires: ClassVar[tuple[str, ...]] = ("transformers",)
     modalities: ClassVar[frozenset[str]] = frozenset({"text", "question"})
     traits: ClassVar[frozenset[str]] = frozenset({"tokens", "vocabulary", "bidirectional"})
 

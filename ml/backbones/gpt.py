@@ -49,6 +49,7 @@ class Gpt(nn.Module):
     """GPT-2: a transformer that reads texts forwards; made for causal pretraining, and for published GPT-2 weights."""
 
     Options = GptOptions
+    requires: ClassVar[tuple[str, ...]] = ("transformers",)
     modalities: ClassVar[frozenset[str]] = frozenset({"text"})
     traits: ClassVar[frozenset[str]] = frozenset({"tokens", "vocabulary", "causal"})
 

@@ -19,10 +19,10 @@ from torch.nn import functional as F
 from ml import tokenizing
 from ml.contracts import Batch, DataSpec, Options, StepResult
 from ml.language_metrics import LANGUAGE, LANGUAGE_SCORES
+from ml.losses import NOT_ASKED
 from ml.metrics import Metric
 from ml.sampling import draw
 
-NOT_ASKED = -100  # the target of what is not to be guessed
 NOTHING = -1  # stands behind the last written token
 
 

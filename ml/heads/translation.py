@@ -12,15 +12,13 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ml import tokenizing, translation_metrics
 from ml.contracts import Batch, DataSpec, InputError, Options, StepResult
 from ml.language import texts, tokenizer_of
+from ml.losses import next_tokens
 from ml.metrics import Metric
 
-NOT_ASKED = -100
-"""The target of what pads a text."""
 SHOWN = 300
 """Characters of a text in a list of mistakes."""
 
@@ -54,13 +52,8 @@ class Translation(nn.Module):
 
     def step(self, backbone: nn.Module, batch: Batch) -> StepResult:
         """Mean cross-entropy of a target's token in nats, and the share of tokens guessed right."""
-        mask_BS = batch.inputs["target_mask"][:, 1:]
         logits_BSV = backbone.logits(batch.inputs).float()
-        target_BS = batch.inputs["target"][:, 1:].masked_fill(~mask_BS, NOT_ASKED)
-        asked = mask_BS.sum().clamp(min=1)
-        smoothing = self.options.label_smoothing
-        loss = F.cross_entropy(logits_BSV.flatten(0, 1), target_BS.flatten(), ignore_index=NOT_ASKED, reduction="sum", label_smoothing=smoothing)
-        return StepResult(loss / asked, {"accuracy": (logits_BSV.detach().argmax(2) == target_BS).sum() / asked})
+        return next_tokens(logits_BSV, batch.inputs["target"], batch.inputs["target_mask"], self.options.label_smoothing)
 
     def outputs(self, backbone: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
         """(B, W) float32: the ids that are written of each source, padded; W is `max_length`."""

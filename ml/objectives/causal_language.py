@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ml.contracts import Batch, DataSpec, Options, StepResult
+from ml.losses import next_tokens
 from ml.sampling import draw
 
-NOT_ASKED = -100  # the target of what is not to be guessed
 EXAMPLES, PROMPT, NEW = 8, 16, 32  # continuations in the report, tokens that each is given and gets
 
 
@@ -43,10 +43,7 @@ class CausalLanguage(nn.Module):
     def step(self, batch: Batch) -> StepResult:
         tokens_BT, mask_BT = batch.inputs["tokens"], batch.inputs["mask"]
         logits_BTV = self._logits(self.backbone.encode(batch.inputs).tokens_BTD[:, :-1])
-        target_BT = tokens_BT[:, 1:].masked_fill(~mask_BT[:, 1:], NOT_ASKED)
-        asked = mask_BT[:, 1:].sum().clamp(min=1)
-        loss = F.cross_entropy(logits_BTV.flatten(0, 1), target_BT.flatten(), ignore_index=NOT_ASKED, reduction="sum") / asked
-        return StepResult(loss, {"accuracy": (logits_BTV.detach().argmax(2) == target_BT).sum() / asked})
+        return next_tokens(logits_BTV, tokens_BT, mask_BT)
 
     @torch.no_grad()
     def examples(self, batch: Batch, decode: Callable[[Sequence[int]], str]) -> list[str]:

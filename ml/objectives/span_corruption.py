@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ml.contracts import Batch, DataSpec, InputError, Options, StepResult
+from ml.losses import next_tokens
 
-NOT_ASKED = -100  # the target of what pads a text
 EXAMPLES = 8  # texts in the report
 
 
@@ -45,10 +45,7 @@ class SpanCorruption(nn.Module):
         """Mean cross-entropy of a token of the whole texts in nats, and the share of tokens guessed right."""
         tokens_BT, mask_BT = self._texts(batch)
         logits_BTV = self.backbone.logits(self._corrupted(tokens_BT, mask_BT) | {"target": tokens_BT, "target_mask": mask_BT}).float()
-        target_BT = tokens_BT[:, 1:].masked_fill(~mask_BT[:, 1:], NOT_ASKED)
-        asked = mask_BT[:, 1:].sum().clamp(min=1)
-        loss = F.cross_entropy(logits_BTV.flatten(0, 1), target_BT.flatten(), ignore_index=NOT_ASKED, reduction="sum") / asked
-        return StepResult(loss, {"accuracy": (logits_BTV.detach().argmax(2) == target_BT).sum() / asked})
+        return next_tokens(logits_BTV, tokens_BT, mask_BT)
 
     @torch.no_grad()
     def examples(self, batch: Batch, decode: Callable[[Sequence[int]], str]) -> list[str]:

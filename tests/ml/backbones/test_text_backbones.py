@@ -1,10 +1,13 @@
 """Backbones for texts: padding changes nothing, what reads forwards does not look ahead, and a given shape is checked."""
 
+import inspect
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
+from ml.backbones import BACKBONES
 from ml.backbones.bert import Bert
 from ml.backbones.gpt import Gpt
 from ml.backbones.text_cnn import TextCnn
@@ -167,3 +170,10 @@ def test_a_published_shape_error_is_an_input_error(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(BERT_JSON | {"vocab_size": 51}))
     with pytest.raises(InputError):
         make(Bert, {"config": str(tmp_path)})
+
+
+@pytest.mark.parametrize("kind", BACKBONES.values(), ids=BACKBONES)
+def test_what_it_imports_is_among_a_served_models_requirements(kind):
+    source = Path(inspect.getfile(kind)).read_text(encoding="utf-8")
+    for package in ("transformers", "timm"):
+        assert (f"import {package}" in source or f"from {package}" in source) == (package in getattr(kind, "requires", ()))
