@@ -1,4 +1,4 @@
-"""Names as data sets write them: class labels, their order, and the words for the parts of a split."""
+"""Names as data sets write them: class labels, their order, columns, and the words for the parts of a split."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 
+import numpy as np
 import pandas as pd
 
 from ml.contracts import InputError
@@ -17,6 +18,9 @@ SPLITS = {
     "unlabelled": "unlabelled", "unlabeled": "unlabelled", "unsup": "unlabelled", "unsupervised": "unlabelled",
 }  # fmt: skip
 """What folders, files and split columns are called, and the split that each word means."""
+TEXTS = ("text", "sentence", "review", "content", "document", "utterance", "question")
+LABELS = ("label_name", "label", "class", "category", "intent", "target", "sentiment", "labels", "tags")
+"""What columns of texts and of labels are called, the likeliest first."""
 
 
 def label_texts(values: pd.Series) -> pd.Series:
@@ -36,16 +40,36 @@ def label_texts(values: pd.Series) -> pd.Series:
 
 
 def class_names(values: pd.Series, column: str, metadata: Mapping[bytes, bytes] | None) -> pd.Series:
-    """Numbers, or texts of them, as the names that Hugging Face's `datasets` keeps in a Parquet file's metadata; its -1 means no label."""
+    """Numbers, texts of them, or lists of either, as the names that Hugging Face's `datasets` keeps in a Parquet file's metadata; its -1 means no label.
+
+    Raises InputError for a label that is not among them.
+    """
     try:
-        names = json.loads((metadata or {})[b"huggingface"])["info"]["features"][column]["names"]
-    except (KeyError, TypeError, ValueError):
+        feature = json.loads((metadata or {})[b"huggingface"])["info"]["features"][column]
+        names = feature.get("feature", feature)["names"]  # of lists, the names stand with their items
+    except (AttributeError, KeyError, TypeError, ValueError):
         return values
     known = {-1: None, "-1": None}
     for number, name in enumerate(map(str, names)):
         known |= {number: name, str(number): name}
-    named = values.astype(object).map(lambda value: known.get(value, value))
-    return named.astype(object).where(named.notna(), None)
+
+    strange = []
+
+    def named(value: object) -> object:
+        if isinstance(value, list | np.ndarray):
+            return [named(one) for one in value]
+        if value not in known and value not in names and not (pd.isna(value) or value == ""):
+            strange.append(value)
+        return known.get(value, value)
+
+    found = values.astype(object).map(named)
+    if strange:
+        raise InputError(
+            f"the column {column!r} holds {', '.join(map(repr, natural_order(map(str, strange))[:5]))}, which the file's own map of classes lacks; "
+            f"expected 0 to {len(names) - 1} ({', '.join(map(str, names[:10]))}{', ...' * (len(names) > 10)}) or -1 for none. "
+            "Mend those rows, or write the column as texts without that map"
+        )
+    return found.astype(object).where(found.notna(), None)
 
 
 def natural_order(names: Iterable[str]) -> list[str]:

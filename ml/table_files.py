@@ -13,7 +13,7 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, BinaryIO, Protocol
 
@@ -34,14 +34,15 @@ csv.field_size_limit(LONGEST)  # a process has one limit, and its default of 131
 
 
 class Table(Protocol):
-    """One file. `texts` gives chunks of a column's texts, each with the number of its first row, from row `first` at the latest."""
+    """One file. `values` gives whole columns, of which those in `listed` may hold lists; `texts` gives chunks of a column's texts, each with the number of its first row, from row `first` at the latest; `objects` alike JSON of the rows' values by column."""
 
     path: str
 
     @property
     def columns(self) -> list[str]: ...
-    def values(self, columns: list[str]) -> pd.DataFrame: ...
+    def values(self, columns: list[str], listed: Sequence[str] = ()) -> pd.DataFrame: ...
     def texts(self, column: str, first: int) -> Iterator[tuple[int, list[Raw]]]: ...
+    def objects(self, columns: list[str], first: int) -> Iterator[tuple[int, list[Raw]]]: ...
 
 
 def open_table(folder: Folder, path: str) -> Table:
@@ -56,19 +57,26 @@ class Lines:
     def __init__(self, folder: Folder, path: str) -> None:
         self.folder, self.path = folder, path
 
-    def values(self, columns: list[str]) -> pd.DataFrame:
+    def values(self, columns: list[str], listed: Sequence[str] = ()) -> pd.DataFrame:
         found = []
         for line, row in self.rows():
             found.append([row.get(column) for column in columns])
             for column, value in zip(columns, found[-1], strict=True):
-                if isinstance(value, list | dict):
-                    raise InputError(f"{self.path!r} holds {value!r:.60} as {column!r} in line {line}; one label a row is expected, a text or a number")
+                parts = value if isinstance(value, list) and column in listed else [value]
+                if any(isinstance(one, list | dict) for one in parts):
+                    raise InputError(f"{self.path!r} holds {value!r:.60} as {column!r} in line {line}; {_expected(column in listed)}")
         return pd.DataFrame(found, columns=columns, index=range(len(found)), dtype=object)
 
     def texts(self, column: str, first: int) -> Iterator[tuple[int, list[Raw]]]:
+        return self._chunks(lambda row: text_of(row.get(column)))
+
+    def objects(self, columns: list[str], first: int) -> Iterator[tuple[int, list[Raw]]]:
+        return self._chunks(lambda row: _object({column: row.get(column) for column in columns}))
+
+    def _chunks(self, item: Callable[[dict[str, Any]], Raw]) -> Iterator[tuple[int, list[Raw]]]:
         start, chunk = 0, []
         for _, row in self.rows():
-            chunk.append(_raw(row.get(column)))
+            chunk.append(item(row))
             if len(chunk) == CHUNK_ROWS:
                 yield start, chunk
                 start, chunk = start + len(chunk), []
@@ -97,7 +105,9 @@ class JsonLines(Lines):
                 if not data.strip():
                     continue
                 try:
-                    row = json.loads(data.decode("utf-8-sig"))
+                    row = json.loads(_utf8(data))
+                except UnicodeError:
+                    raise InputError(f"{self.path!r} is no UTF-8 in line {line}, which JSON is written in, or no text at all: save it as UTF-8") from None
                 except (ValueError, RecursionError) as error:
                     raise InputError(f"{self.path!r} is damaged in line {line}: {short(error)}. Mend or remove that line") from None
                 if not isinstance(row, dict):
@@ -199,12 +209,13 @@ class Parquet:
         with self._opened() as file:
             return file.schema_arrow.names
 
-    def values(self, columns: list[str]) -> pd.DataFrame:
+    def values(self, columns: list[str], listed: Sequence[str] = ()) -> pd.DataFrame:
         with self._opened() as file:
             schema = file.schema_arrow
             for column in columns:
-                if pa.types.is_nested(schema.field(column).type):
-                    raise InputError(f"{self.path!r} holds {schema.field(column).type} as {column!r}; one label a row is expected, a text or a number")
+                kind = schema.field(column).type
+                if pa.types.is_nested(kind) and not (column in listed and is_list(kind)):
+                    raise InputError(f"{self.path!r} holds {kind} as {column!r}; {_expected(column in listed)}")
             try:
                 table = file.read(columns=columns)
             except (pa.ArrowException, OSError) as error:
@@ -213,6 +224,12 @@ class Parquet:
             return pd.DataFrame(found, index=range(file.metadata.num_rows))
 
     def texts(self, column: str, first: int) -> Iterator[tuple[int, list[Raw]]]:
+        return self._chunks([column], first, lambda batch: [text_of(value) for value in undecoded(batch.column(0)).to_pylist()])
+
+    def objects(self, columns: list[str], first: int) -> Iterator[tuple[int, list[Raw]]]:
+        return self._chunks(list(dict.fromkeys(columns)), first, _objects)
+
+    def _chunks(self, columns: list[str], first: int, items: Callable[[pa.RecordBatch], list[Raw]]) -> Iterator[tuple[int, list[Raw]]]:
         """Where a page is damaged, the rest of its row group becomes reasons."""
         with self._opened() as file:
             end = 0
@@ -221,8 +238,8 @@ class Parquet:
                 if end <= first:
                     continue
                 try:
-                    for batch in file.iter_batches(CHUNK_ROWS, row_groups=[group], columns=[column]):
-                        yield position, [_raw(value) for value in _undecoded(batch.column(0)).to_pylist()]
+                    for batch in file.iter_batches(CHUNK_ROWS, row_groups=[group], columns=columns):
+                        yield position, items(batch)
                         position += len(batch)
                 except (pa.ArrowException, OSError) as error:
                     yield position, [Raw(None, f"its part of the Parquet file is damaged: {short(error)}")] * (end - position)
@@ -237,7 +254,24 @@ class Parquet:
             yield file
 
 
-def _undecoded(values: pa.Array) -> pa.Array:
+def is_list(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds lists of texts or numbers."""
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    return any(one(kind) for one in lists) and not pa.types.is_nested(kind.value_type)
+
+
+def _expected(listed: bool) -> str:
+    return f"a text or a number is expected{', or a list of those where a row has several' * listed}"
+
+
+def _utf8(data: bytes) -> str:
+    """The text of bytes in UTF-8, which zero bytes tell that others are not; raises UnicodeError."""
+    if b"\0" in data:
+        raise UnicodeError("zero bytes")
+    return data.decode("utf-8-sig")
+
+
+def undecoded(values: pa.Array) -> pa.Array:
     """Texts as the bytes that they are stored as: those that are not UTF-8 are for the modality to judge."""
     if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()
@@ -248,7 +282,26 @@ def _undecoded(values: pa.Array) -> pa.Array:
     return values
 
 
-def _raw(value: object) -> Raw:
+def _objects(batch: pa.RecordBatch) -> list[Raw]:
+    try:
+        values = {name: pd.Series(batch.column(name).to_pylist(), dtype=object) for name in batch.schema.names}
+    except UnicodeDecodeError:  # Arrow promises strings in UTF-8, and whoever wrote the file need not have kept to that
+        if len(batch) == 1:
+            return [Raw(None, "a text in it is not UTF-8")]
+        return [one for row in range(len(batch)) for one in _objects(batch.slice(row, 1))]
+    named = {name: class_names(one, name, batch.schema.metadata) for name, one in values.items()}
+    return [_object(dict(zip(named, row, strict=True))) for row in zip(*named.values(), strict=True)]
+
+
+def _object(row: dict[str, Any]) -> Raw:
+    def plain(value: object) -> str:
+        return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+    return Raw(json.dumps(row, default=plain).encode())
+
+
+def text_of(value: object) -> Raw:
+    """The text that a cell holds, or why there is none."""
     if isinstance(value, str):
         value = value.encode("utf-8", "replace")  # JSON can name half a surrogate pair, which no text holds
     if isinstance(value, bytes) and value.strip():
@@ -256,3 +309,14 @@ def _raw(value: object) -> Raw:
     if value is None or value == b"" or isinstance(value, bytes) or value != value:
         return Raw(None, "the text is missing")
     return Raw(None, f"expected a text, found {type(value).__name__}")
+
+
+def picture_of(value: object, read: Callable[[str], Raw]) -> Raw:
+    """The picture that a cell holds: its bytes, {bytes, path} as Hugging Face writes them, or a path that is left to `read`."""
+    if isinstance(value, dict):
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, bytes):
+        return Raw(value)
+    if isinstance(value, str) and value:
+        return read(value)
+    return Raw(None, "no picture in this row" if not value else f"expected bytes or a path, found {type(value).__name__}")

@@ -8,6 +8,7 @@ import pandas as pd
 
 from ml.contracts import InputError, Raw
 from ml.files import Folder, Item, digest, files_at, listing_digest
+from ml.label_sets import label_columns, labels_of
 from ml.labels import label_texts, split_column, split_from_path
 from ml.table_files import SUFFIXES, Table, open_table
 
@@ -21,14 +22,14 @@ Chunks = Iterator[tuple[int, list[Raw]]]
 class TableFolder:
     """The tables at a path, a file or a folder, local or an fsspec URL; each is opened once."""
 
-    def __init__(self, path: str) -> None:
-        self.path = path
+    def __init__(self, path: str, suffixes: tuple[str, ...] = SUFFIXES, opened: Callable[[Folder, str], Table] = open_table) -> None:
+        self.path, self._suffixes, self._opened = path, suffixes, opened
         self._tables: dict[str, Table] = {}
 
     def tables(self) -> dict[str, Table]:
         """By their paths within the folder, in that order; InputError where there is none."""
         folder, items = self._files()
-        return {item.path: self._tables.setdefault(item.path, open_table(folder, item.path)) for item in items}
+        return {item.path: self._tables.setdefault(item.path, self._opened(folder, item.path)) for item in items}
 
     def fingerprint(self, name: str, options: str) -> str:
         """Changes with the source's name and options and with the files."""
@@ -47,10 +48,10 @@ class TableFolder:
             yield from (found[place] for place in places)
 
     def _files(self) -> tuple[Folder, list[Item]]:
-        folder, items, name = files_at(self.path, SUFFIXES)
+        folder, items, name = files_at(self.path, self._suffixes)
         if not items:
             found = f"there is no table in {self.path!r}" if name is None else f"{self.path!r} is no table by its name"
-            raise InputError(f"{found}: expected {', '.join(SUFFIXES)}")
+            raise InputError(f"{found}: expected {', '.join(self._suffixes)}")
         return folder, items
 
     def _items(self, table: Table | None, path: str, first: int, items: Callable[[Table, int], Chunks]) -> Chunks:
@@ -78,18 +79,22 @@ class _Reader:
         return self._raws[row - self.start]
 
 
-def frame(table: Table, wanted: Mapping[str, str]) -> pd.DataFrame:
+def frame(table: Table, wanted: Mapping[str, str], separator: str = "") -> pd.DataFrame:
     """key, label, split, group and slice of a table's rows, of which `wanted` names the columns of those that have one.
 
-    Without a column of splits, the file's name tells. Raises InputError where a column is missing.
+    Without a column of splits, the file's name tells. Labels may be several a row, as `labels_of` reads them. Raises InputError where a column
+    is missing.
     """
-    for name, column in wanted.items():
+    labels = label_columns(wanted["label"], table.columns) if "label" in wanted else []
+    others = {name: column for name, column in wanted.items() if name != "label"}
+    for name, column in (*(("label", column) for column in labels), *others.items()):
         if column not in table.columns:
             raise InputError(lacks(table, column, name))
-    values = table.values(list(dict.fromkeys(wanted.values())))
+    values = table.values(list(dict.fromkeys([*labels, *others.values()])), listed=labels)
     found = pd.DataFrame({"key": [f"{table.path}:{row}" for row in range(len(values))]}, dtype=object)
-    for name in ("label", "split", "group", "slice"):
-        found[name] = label_texts(values[wanted[name]]) if name in wanted else None
+    found["label"] = labels_of(values[labels], separator) if labels else None
+    for name in ("split", "group", "slice"):
+        found[name] = label_texts(values[others[name]]) if name in others else None
     found["split"] = split_column(found["split"], wanted["split"]) if "split" in wanted else split_from_path(table.path)
     return found.astype(object).where(found.notna(), None)
 

@@ -10,6 +10,7 @@ from pydantic import Field
 from ml import contracts
 from ml.contracts import InputError, Raw
 from ml.files import Folder, digest, folder_at, listing_digest, locate
+from ml.label_sets import label_columns, labels_of
 from ml.labels import label_texts, split_column
 
 
@@ -19,7 +20,8 @@ class Csv:
     class Options(contracts.Options):
         path: str = Field("", description="CSV file with a header; fsspec URLs work.")
         image: str = Field("path", description="Column of paths to pictures.")
-        label: str = Field("label", description="Column of labels; empty ones make a row unlabelled.")
+        label: str = Field("label", description="Column of labels, where an empty one makes a row unlabelled; or columns of 0 and 1, with commas between.")
+        label_separator: str = Field("", description="What stands between the labels of a row, where an empty field then means that no class applies; unset, a field is one label.")
         split: str | None = Field(None, description="Column that says train, validation, test or unlabelled.")
         group: str | None = Field(None, description="Column of what must stay on one side of a split (patient, video ...).")
         slice: str | None = Field(None, description="Column to report scores by (site, camera ...).")
@@ -37,8 +39,9 @@ class Csv:
                 table = pd.read_csv(file, sep=self.options.separator, dtype=str, keep_default_na=False, na_values=["", "nan", "NaN"])
         except (ValueError, pd.errors.ParserError) as error:
             raise InputError(f"{self.options.path!r} cannot be read as CSV: {' '.join(str(error).split())}") from None
-        for option in ("image", "label", "split", "group", "slice"):
-            column = getattr(self.options, option)
+        labels = label_columns(self.options.label, list(table.columns))
+        others = {name: getattr(self.options, name) for name in ("image", "split", "group", "slice")}
+        for option, column in (*(("label", column) for column in labels), *others.items()):
             if column is not None and column not in table:
                 raise InputError(
                     f"{self.options.path!r} has no column {column!r} for `{option}`; it has {', '.join(map(repr, table.columns))}. "
@@ -47,7 +50,8 @@ class Csv:
         if table[self.options.image].isna().any():
             row = int(table[self.options.image].isna().to_numpy().argmax())
             raise InputError(f"{self.options.path!r} has no path in its row {row + 2}: complete or remove that line")
-        frame = pd.DataFrame({"key": _unique(table[self.options.image]), "label": label_texts(table[self.options.label])}, dtype=object)
+        told = table[labels].fillna("") if self.options.label_separator else table[labels]
+        frame = pd.DataFrame({"key": _unique(table[self.options.image]), "label": labels_of(told, self.options.label_separator)}, dtype=object)
         frame["split"] = split_column(table[self.options.split], self.options.split) if self.options.split else None
         for name in ("group", "slice"):
             column = getattr(self.options, name)

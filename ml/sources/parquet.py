@@ -15,7 +15,9 @@ from pydantic import Field
 from ml import contracts
 from ml.contracts import InputError, Raw
 from ml.files import Folder, Item, digest, files_at, folder_at, listing_digest, short
+from ml.label_sets import label_columns, labels_of
 from ml.labels import class_names, label_texts, split_column, split_from_path
+from ml.table_files import picture_of
 
 BATCH_ROWS = 64
 """Rows of pictures in memory at a time."""
@@ -25,14 +27,16 @@ class Parquet:
     """A Parquet file, or a folder of them: a column of image bytes (or paths), a label, and optional further columns.
 
     Without a split column, a file named after a part (train-0001.parquet, test/x.parquet, unsupervised.parquet) is that part. Bytes
-    may stand in a struct with a field `bytes`, as Hugging Face writes them; its names of classes are used too.
+    may stand in a struct with a field `bytes`, as Hugging Face writes them; its names of classes are used too. A row has several labels where
+    the column holds lists, where `separator` stands between them, or where `label` names columns of 0 and 1, one a class.
     """
 
     class Options(contracts.Options):
         path: str = Field("", description="Parquet file, folder of such files, or fsspec URL of either.")
         image: str = Field("image", description="Column of image bytes, {bytes, path} structs, or paths.")
-        label: str = Field("label", description="Column of labels; missing or empty ones make a row unlabelled.")
+        label: str = Field("label", description="Column of labels, or of lists of them; missing or empty ones make a row unlabelled; or columns of 0 and 1, with commas between.")
         label_name: str | None = Field(None, description="Column of readable class names, taken instead of `label`.")
+        separator: str = Field("", description="What stands between the labels of a row, where an empty text then means that no class applies; unset, a text is one label.")
         split: str | None = Field(None, description="Column that says train, validation, test or unlabelled.")
         group: str | None = Field(None, description="Column of what must stay on one side of a split (patient, video ...).")
         slice: str | None = Field(None, description="Column to report scores by (site, camera ...).")
@@ -74,13 +78,14 @@ class Parquet:
             yield file
 
     def _scan_file(self, folder: Folder, path: str) -> pd.DataFrame:
-        named = split_from_path(path) if self.options.split is None else None
-        label = self.options.label_name or self.options.label
+        part = split_from_path(path) if self.options.split is None else None
         with self._opened(folder, path) as file:
             there = file.schema_arrow.names
-            wanted = [label, self.options.split, self.options.group, self.options.slice]
-            for option, column in zip(("label", "split", "group", "slice", "image"), (*wanted, self.options.image), strict=True):
-                if column is not None and column not in there and not (option == "label" and named == "unlabelled"):
+            labels = label_columns(self.options.label_name or self.options.label, there)
+            others = {name: getattr(self.options, name) for name in ("split", "group", "slice")}
+            wanted = [*labels, *others.values()]
+            for option, column in (*(("label", column) for column in labels), *others.items(), ("image", self.options.image)):
+                if column is not None and column not in there and not (option == "label" and part == "unlabelled"):
                     raise InputError(
                         f"{path!r} has no column {column!r} for `{option}`; it has {', '.join(map(repr, there))}. Set data.source.options.{option}"
                     )
@@ -90,9 +95,9 @@ class Parquet:
                 raise InputError(f"{path!r} in {folder.root} is damaged: {short(error)}") from None
             count, schema = file.metadata.num_rows, file.schema_arrow
         frame = pd.DataFrame({"key": [f"{path}#{row}" for row in range(count)]}, dtype=object)
-        labels = label_texts(table.column(label).to_pandas()) if label in there else pd.Series([None] * count, dtype=object)
-        frame["label"] = class_names(labels, label, schema.metadata)
-        frame["split"] = split_column(table.column(self.options.split).to_pandas(), self.options.split) if self.options.split else named
+        named = {column: class_names(table.column(column).to_pandas(), column, schema.metadata) for column in labels if column in there}
+        frame["label"] = labels_of(pd.DataFrame(named), self.options.separator) if len(named) == len(labels) else None
+        frame["split"] = split_column(table.column(self.options.split).to_pandas(), self.options.split) if self.options.split else part
         for name in ("group", "slice"):
             column = getattr(self.options, name)
             frame[name] = label_texts(table.column(column).to_pandas()) if column else None
@@ -141,7 +146,7 @@ def _ascending(file: pq.ParquetFile, column: str, rows: list[int], root: Folder)
             for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=[column]):
                 values = batch.column(0)
                 while row is not None and position <= row < position + len(values):
-                    yield _raw(values[row - position].as_py(), root)
+                    yield picture_of(values[row - position].as_py(), lambda path: next(root.read([path])))
                     last, row = row, next(wanted, None)
                     if row is not None and row < last:
                         return
@@ -151,13 +156,3 @@ def _ascending(file: pq.ParquetFile, column: str, rows: list[int], root: Folder)
         start = end
     if row is not None and row >= start:
         yield Raw(None, f"the file has no row {row}")
-
-
-def _raw(value: object, root: Folder) -> Raw:
-    if isinstance(value, dict):
-        value = value.get("bytes") or value.get("path")
-    if isinstance(value, bytes):
-        return Raw(value)
-    if isinstance(value, str) and value:
-        return next(root.read([value]))
-    return Raw(None, "no picture in this row" if not value else f"expected bytes or a path, found {type(value).__name__}")

@@ -168,7 +168,9 @@ def _texts(root: str, folder: Folder, items: list[Item], folders: list[str]) -> 
             texts.append(place)
     labelled = [text for text in texts if text.label is not None]
     if not any(TEXTS.by_name(text.item.path) for text in labelled):
-        return [Place(folder, place.item, split=split_from_path(place.item.path) or "unlabelled") for place in layout.places], layout.ignored
+        splits = [split_from_path(place.item.path) for place in layout.places]
+        rest = "train" if any(splits) else "unlabelled"
+        return [Place(folder, place.item, split=split or rest) for place, split in zip(layout.places, splits, strict=True)], layout.ignored
     TEXTS.check_filled(root, labelled, [path for path in layout.class_folders if not _unlabelled(path.split("/")[-1])])
     check_classes(root, labelled, "; texts without classes are given as data.source.options.unlabelled, with `path` left empty")
     return texts, layout.ignored + len(layout.places) - len(texts)

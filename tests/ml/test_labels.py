@@ -35,9 +35,9 @@ def test_labels_are_text(values, expected):
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        (pd.Series([1, 0, -1, 7]), ["pos", "neg", None, 7]),
+        (pd.Series([1, 0, -1]), ["pos", "neg", None]),
         (pd.Series([1.0, np.nan]), ["pos", None]),
-        (pd.Series(["0", "-1", None, "x"], dtype=object), ["neg", None, None, "x"]),
+        (pd.Series(["0", "-1", None, "pos", ""], dtype=object), ["neg", None, None, "pos", ""]),
     ],
 )
 def test_numbers_get_the_names_kept_beside_them(values, expected):
@@ -46,6 +46,13 @@ def test_numbers_get_the_names_kept_beside_them(values, expected):
     for none in (None, {}, {b"huggingface": b"{"}, {b"huggingface": b"{\"info\": null}"}):
         assert class_names(values, "label", none) is values
     assert class_names(values, "other", metadata) is values
+
+
+@pytest.mark.parametrize(("values", "strange"), [([1, 0, 7], "'7'"), ([-2, 1], "'-2'"), ([0.0, np.nan, 9.0], "'9.0'"), (["0", "x"], "'x'")])
+def test_a_label_that_the_map_of_classes_lacks_is_named(values, strange):
+    metadata = {b"huggingface": json.dumps({"info": {"features": {"label": {"names": ["neg", "pos"]}}}}).encode()}
+    with pytest.raises(InputError, match=rf"'label' holds {strange}, .* expected 0 to 1 \(neg, pos\) or -1"):
+        class_names(pd.Series(values, dtype=object), "label", metadata)
 
 
 def test_numbers_sort_as_numbers():

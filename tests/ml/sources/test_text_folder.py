@@ -69,7 +69,7 @@ def test_texts_without_classes(texts_at, names):
     assert rows(source(texts_at(*names)).scan()) == dict.fromkeys(names, (None, "unlabelled"))
 
 
-@pytest.mark.parametrize("names", [["train/1.txt", "test/2.txt"], ["train.txt", "wiki.test.txt"]])
+@pytest.mark.parametrize("names", [["train/1.txt", "test/2.txt"], ["train.txt", "wiki.test.txt"], ["book.txt", "wiki.test.txt"]])
 def test_names_tell_the_parts_of_texts_without_classes(texts_at, names):
     assert rows(source(texts_at(*names)).scan()) == dict(zip(names, [(None, "train"), (None, "test")], strict=True))
 

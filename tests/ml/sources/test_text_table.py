@@ -81,12 +81,21 @@ def test_files_named_after_parts(tmp_path):
     assert texts(one) == ["c", "a", "b", "d"]
 
 
-def test_without_labels_all_rows_serve_pretraining(tmp_path):
-    save(pd.DataFrame({"Content": ["a", "b"]}), tmp_path / "train.csv")
-    save(pd.DataFrame({"Content": ["c"]}), tmp_path / "test.csv")
+@pytest.mark.parametrize(
+    ("names", "splits"),
+    [
+        (["a", "b"], ["unlabelled", "unlabelled"]),
+        (["train", "test"], ["train", "test"]),
+        (["book", "dev"], ["train", "validation"]),
+        (["book", "unsupervised"], ["train", "unlabelled"]),
+    ],
+)
+def test_without_labels_names_still_tell_the_parts(tmp_path, names, splits):
+    for name in names:
+        save(pd.DataFrame({"Content": ["a"]}), tmp_path / f"{name}.csv")
     frame = source(tmp_path).scan()
-    assert frame["label"].tolist() == [None] * 3
-    assert set(frame["split"]) == {"unlabelled"}
+    assert frame["label"].tolist() == [None, None]
+    assert dict(zip(frame["key"], frame["split"], strict=True)) == {f"{name}.csv:0": split for name, split in zip(names, splits, strict=True)}
 
 
 def test_a_test_part_may_lack_labels(tmp_path):
@@ -166,9 +175,10 @@ def test_separators_and_quotes(tmp_path, name, content, expected):
         ("x.csv", b'text,label\na,b\n"c\nd', "'x.csv' is damaged in line 4"),
         ("x.csv", b"PK\x03\x04\x00\x00text,label\n", "'x.csv' is a binary file"),
         ("x.jsonl", b'{"text": "a"}\n{"text": "b\n', "'x.jsonl' is damaged in line 2"),
-        ("x.jsonl", b'{"text": "a"}\n{"text": "\xff"}\n', "'x.jsonl' is damaged in line 2"),
+        ("x.jsonl", b'{"text": "a"}\n{"text": "\xff"}\n', "'x.jsonl' is no UTF-8 in line 2, .* save it as UTF-8"),
         ("x.jsonl", b'[{"text": "a"}]', "line 1; one JSON object a line is expected"),
-        ("x.jsonl", b'{"text": "a", "label": "x"}\n{"text": "b", "label": ["x", "y"]}\n', "as 'label' in line 2; one label a row is expected"),
+        ("x.jsonl", b'{"text": "a", "label": "x"}\n{"text": "b", "label": {"x": 1}}\n', "as 'label' in line 2; a text or a number is expected, or a list"),
+        ("x.jsonl", b'{"text": "a", "label": [["x"], "y"]}\n', "as 'label' in line 1; a text or a number is expected, or a list"),
         ("x.parquet", b"PAR1" + b"x" * 100, "not a whole Parquet file"),
         ("x.csv.gz", gzip.compress(b"text\n" + os.urandom(4000).hex().encode())[:-900], "cannot be read to its end"),
         ("x.jsonl.gz", b"no gzip", "cannot be read to its end"),
@@ -211,10 +221,42 @@ def test_files_that_do_not_fit_together(tmp_path, second, message):
         source(tmp_path).scan()
 
 
-def test_parquet_with_several_labels_a_row(tmp_path):
-    pd.DataFrame({"text": ["a"], "label": [["x", "y"]]}).to_parquet(tmp_path / "x.parquet")
-    with pytest.raises(InputError, match="as 'label'; one label a row is expected"):
-        source(tmp_path).scan()
+@pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz", "parquet"])
+def test_lists_are_several_labels_a_row(tmp_path, suffix):
+    rows = pd.DataFrame({"text": list("abcde"), "labels": [["x", "y"], ["y"], [], None, ["y", "", "y"]]})
+    assert source(save(rows, tmp_path / f"x.{suffix}")).scan()["label"].tolist() == [("x", "y"), ("y",), (), None, ("y",)]
+
+
+def test_a_separator_makes_several_labels_of_a_text(tmp_path, suffix):
+    rows = pd.DataFrame({"text": list("abcd"), "tags": ["comp.sys.mac", "sci", "", "comp. mac ."]})
+    found = source(save(rows, tmp_path / f"x.{suffix}"), separator=".").scan()
+    assert found["label"].tolist() == [("comp", "sys", "mac"), ("sci",), (), ("comp", "mac")]
+    assert source(tmp_path / f"x.{suffix}").scan()["label"].tolist() == ["comp.sys.mac", "sci", None, "comp. mac ."]
+
+
+def test_columns_of_one_class_each(tmp_path, suffix):
+    rows = pd.DataFrame({"text": list("abcd"), "toxic": [1, 0, 1, -1], "rude": [1, 0, 0, -1]})
+    save(rows, tmp_path / f"x.{suffix}")
+    assert source(tmp_path, label="toxic, rude").scan()["label"].tolist() == [("toxic", "rude"), (), ("toxic",), None]
+    with pytest.raises(InputError, match="has no column 'kind' for `label`"):
+        source(tmp_path, label="toxic,kind").scan()
+
+
+def test_parquet_that_holds_something_else_as_labels(tmp_path):
+    for label in ({"x": 1}, [["x"], ["y"]]):
+        pd.DataFrame({"text": ["a"], "label": [label]}).to_parquet(tmp_path / "x.parquet")
+        with pytest.raises(InputError, match="as 'label'; a text or a number is expected, or a list"):
+            source(tmp_path).scan()
+    pd.DataFrame({"text": ["a"], "label": ["x"], "who": [["x"]]}).to_parquet(tmp_path / "x.parquet")
+    with pytest.raises(InputError, match=r"as 'who'; a text or a number is expected$"):
+        source(tmp_path, group="who").scan()
+
+
+def test_several_labels_by_the_names_that_are_kept_beside_them(tmp_path):
+    names = {"feature": {"names": ["joy", "fear"], "_type": "ClassLabel"}, "_type": "Sequence"}
+    table = pa.table({"text": list("abc"), "labels": pa.array([[0, 1], [1], []], pa.list_(pa.int64()))})
+    pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": {"labels": names}}})}), tmp_path / "x.parquet")
+    assert source(tmp_path).scan()["label"].tolist() == [("joy", "fear"), ("fear",), ()]
 
 
 def test_places_that_are_missing_or_empty(tmp_path):
