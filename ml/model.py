@@ -1,7 +1,8 @@
 """A backbone with a head, and the files that hold one: safetensors weights beside a JSON description.
 
-A model's folder holds `model.safetensors` and `model.json`; a backbone's alone `backbone.safetensors` and `backbone.json`.
-Equal weights give equal bytes. Nothing is unpickled.
+A model's folder holds `model.safetensors` and `model.json`; a backbone's alone `backbone.safetensors` and `backbone.json`. Where what was learnt
+stays apart from the weights, it is in `adapter/`, in PEFT's format, and is added to them when they are read. Equal weights give equal bytes.
+Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -17,13 +18,16 @@ import safetensors
 import safetensors.torch
 from torch import Tensor, nn
 
+from ml import adapter as adapters
 from ml.backbones import BACKBONES
 from ml.choice import Choice, choice
 from ml.contracts import Batch, DataSpec, InputError, StepResult
 from ml.heads import HEADS
 
-FORMAT = 1
-"""Version of the JSON description; a reader refuses what is newer."""
+FORMAT, APART = 1, 2
+"""Versions of the JSON description, without and with an adapter that stays apart; a reader refuses what is newer."""
+BACKBONE = "backbone."
+"""What the names of a backbone's tensors begin with among those of a model."""
 
 
 class Model(nn.Module):
@@ -62,10 +66,17 @@ class ModelInfo:
     temperature: float = 1.0
 
 
-def save_model(model: Model, folder: Path, backbone: Choice, head: Choice, spec: DataSpec, temperature: float = 1.0) -> None:
-    """Writes model.safetensors and model.json into `folder`, which is made where missing."""
+def save_model(
+    model: Model, folder: Path, backbone: Choice, head: Choice, spec: DataSpec, temperature: float = 1.0, adapter: adapters.Adapter | None = None
+) -> None:
+    """Writes model.safetensors and model.json into `folder`, which is made where missing; with an adapter that stays apart, that too."""
     described = {"backbone": _plain(backbone), "head": _plain(head), "spec": dataclasses.asdict(spec), "temperature": float(temperature)}
-    _write(folder, "model", model, described)
+    tensors = model.state_dict()
+    if adapter is not None and adapter.before:
+        adapter.save(Path(folder) / "adapter")
+        described |= {"format": APART, "adapter": adapters.digest(adapter.files())}
+        tensors |= {f"{BACKBONE}{name}": weight for name, weight in adapter.before.items()}
+    _write(folder, "model", tensors, described)
 
 
 def load_model(folder: Path) -> tuple[Model, ModelInfo]:
@@ -91,7 +102,7 @@ def load_model(folder: Path) -> tuple[Model, ModelInfo]:
 
 def save_backbone(backbone: nn.Module, folder: Path, chosen: Choice, spec: DataSpec) -> None:
     """Writes backbone.safetensors and backbone.json into `folder`, which is made where missing."""
-    _write(folder, "backbone", backbone, {"backbone": _plain(chosen), "spec": dataclasses.asdict(spec)})
+    _write(folder, "backbone", backbone.state_dict(), {"backbone": _plain(chosen), "spec": dataclasses.asdict(spec)})
 
 
 def read_described(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -105,9 +116,10 @@ def read_described(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, T
         raise InputError(f"{path} is damaged: not JSON ({error})") from None
     if not isinstance(described, dict) or "format" not in described:
         raise InputError(f"{path} does not describe a {kind} of ours: it has no `format`")
-    if described["format"] != FORMAT:
-        raise InputError(f"{path} has format {described['format']!r}, this version reads {FORMAT}: update warmstart")
-    return described, read_tensors(path.with_suffix(".safetensors"))
+    if described["format"] not in (FORMAT, APART):
+        raise InputError(f"{path} has format {described['format']!r}, this version reads {FORMAT} and {APART}: update warmstart")
+    tensors = read_tensors(path.with_suffix(".safetensors"))
+    return described, _composed(tensors, folder / "adapter", described) if described["format"] == APART else tensors
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -128,10 +140,24 @@ def read_spec(content: Mapping[str, Any]) -> DataSpec:
     return DataSpec(str(content["modality"]), dict(content["options"]), shape, tuple(map(str, content["classes"])), dict(content["statistics"]))
 
 
-def _write(folder: Path, kind: str, module: nn.Module, described: Mapping[str, Any]) -> None:
+def _composed(tensors: Mapping[str, Tensor], folder: Path, described: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors with the changes that the adapter in `folder` holds, which must be the one described."""
+    try:
+        files = {name: (folder / name).read_bytes() for name in (adapters.CONFIG, adapters.WEIGHTS)}
+    except OSError as error:
+        raise InputError(f"the model in {folder.parent} needs its adapter: {error.filename} cannot be read ({error.strerror})") from None
+    if adapters.digest(files) != described.get("adapter"):
+        raise InputError(f"{folder} is damaged, or not the adapter of the model beside it")
+    try:
+        return adapters.composed(tensors, files, BACKBONE)
+    except (ArithmeticError, KeyError, RuntimeError, TypeError, ValueError, safetensors.SafetensorError) as error:
+        raise InputError(f"the adapter in {folder} does not fit the weights beside it: {' '.join(str(error).split())}") from None
+
+
+def _write(folder: Path, kind: str, state: Mapping[str, Tensor], described: Mapping[str, Any]) -> None:
     folder = Path(folder)
     # Contiguous copies in plain order: neither channels-last strides nor storage that tensors share reaches the file.
-    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in sorted(module.state_dict().items())}
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in sorted(state.items())}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{kind}.safetensors").write_bytes(safetensors.torch.save(tensors))

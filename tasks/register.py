@@ -17,7 +17,7 @@ from prefect.cache_policies import NO_CACHE
 from ml import gate
 from ml.checkpoint import write_atomically
 from ml.contracts import InputError
-from ml.predictor import Predictor, frame_of
+from ml.predictor import Predictor, frame_of, is_text
 from ml.recipe import Recipe
 from ml.store import Store
 from tasks.references import BackboneRef, DatasetRef, ModelRef, RegisteredModel, ReportRef, SplitsRef
@@ -126,7 +126,7 @@ def _answers(champion: Predictor, challenger: Predictor, name: str, store: Store
     if champion.reads(store.spec):
         told = champion.answers(store.rows(test))
     else:
-        told, errors = champion.answers_of(_raw(recipe, store, test))
+        told, errors = champion.answers_of(_items(recipe, store, test), served=False)
         if any(errors):
             raise InputError(f"the champion of {name} cannot read {sum(map(bool, errors))} of the test items ({next(filter(None, errors))}): give another registration.model")
     return head.align(told, champion.spec.classes) if head.labels else told
@@ -139,13 +139,18 @@ def _slices(store: Store, test: np.ndarray) -> np.ndarray | None:
 
 def _raw(recipe: Recipe, store: Store, rows: np.ndarray) -> list[Any]:
     """The items as a user would send them, undecoded."""
+    modality = recipe.data.modality.make()
+    return [modality.request(data) for data in _items(recipe, store, rows)]
+
+
+def _items(recipe: Recipe, store: Store, rows: np.ndarray) -> list[bytes]:
+    """The items as the source reads them."""
     keys = store.table["key"].iloc[rows].tolist()
     items = list(recipe.data.source.make().read(keys))
     for key, item in zip(keys, items, strict=True):
         if item.data is None:
             raise InputError(f"the test item {key!r} can no longer be read ({item.reason}): run again with --from preprocess")
-    modality = recipe.data.modality.make()
-    return [modality.request(item.data) for item in items]
+    return [item.data for item in items]
 
 
 def _seconds(predictors: list[Predictor], raw: list[Any]) -> list[float]:
@@ -163,10 +168,16 @@ def _seconds(predictors: list[Predictor], raw: list[Any]) -> list[float]:
 def _check_parity(uri: str, frame: pd.DataFrame, expected: pd.DataFrame) -> None:
     found = scored(uri, frame)
     told = expected.drop(columns="error")
-    columns = told.select_dtypes("number").columns
-    gap = float(np.abs(found[columns].to_numpy(float) - told[columns].to_numpy(float)).max(initial=0.0))
-    if not gap <= TOLERANCE or any(list(found[name]) != list(told[name]) for name in told.columns.drop(columns)):
+    texts = [name for name in told if is_text(told[name])]
+    numbers = told.columns.drop(texts)
+    gap = float(np.abs(_numbers(found[numbers]) - _numbers(told[numbers])).max(initial=0.0))
+    if not gap <= TOLERANCE or any(list(found[name]) != list(told[name]) for name in texts):
         raise ParityError(f"{uri} differs by {gap:.2g} from the training code on {len(frame)} golden items; it is not offered")
+
+
+def _numbers(frame: pd.DataFrame) -> np.ndarray:
+    """(N, S) the numbers of each row, those of lists one by one."""
+    return np.concatenate([np.zeros((len(frame), 0)), *(np.array(frame[name].tolist(), float).reshape(len(frame), -1) for name in frame)], axis=1)
 
 
 def _requirements(recipe: Recipe) -> list[str]:

@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA, Hu et al. 2021, arXiv:2106.09685), which are part of the plain weights in the end.
+"""Low-rank adapters (LoRA, Hu et al. 2021, arXiv:2106.09685), which are part of the plain weights in the end, or stay apart from them.
 
 They sit on the weights and not around the layers: so torch's attention, which reads the weights of its projections without calling
 them, learns as well, every frozen weight stays to the bit, and taking the adapters off leaves the modules that were there.
@@ -7,6 +7,7 @@ them, learns as well, every frozen weight stays to the bit, and taking the adapt
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
+from ml.adapter import Adapter, Change
 from ml.contracts import InputError, Options
 from ml.groups import layered_groups
 
@@ -26,6 +28,7 @@ class LoraOptions(Options):
     rank: int = Field(8, ge=1, le=1024, description="Rank of the change that each layer of the backbone may learn.")
     alpha: float = Field(16.0, gt=0, le=4096, description="The change is multiplied by alpha / rank.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Share of an adapter's weights dropped in each step.")
+    merge: bool = Field(True, description="Register weights with the changes added; false keeps the weights as they were and the adapter beside them.")
 
 
 class Lora:
@@ -61,20 +64,27 @@ class Lora:
         for adapter in _adapters(model):
             adapter.requires_grad_(True).train()
 
-    def finish(self, model: nn.Module) -> None:
-        """Adds what the adapters learnt to the weights and takes them off: the backbone is as it was built, names and all."""
+    def finish(self, model: nn.Module) -> Adapter:
+        """Adds what the adapters learnt to the weights and takes them off: the backbone is as it was built, names and all. Gives what they learnt."""
         model.backbone.eval()
-        for layer in list(model.backbone.modules()):
-            for name in list(layer.parametrizations) if parametrize.is_parametrized(layer) else ():
+        changes, before, turned = {}, {}, False
+        for path, layer in [one for one in model.backbone.named_modules() if parametrize.is_parametrized(one[1])]:
+            for name in list(layer.parametrizations):
+                weight, adapter = layer.parametrizations[name].original, layer.parametrizations[name][0]
+                changes[f"{path}.{name}"] = adapter.change(weight)
+                before |= {} if self.options.merge else {f"{path}.{name}": weight.detach().clone()}
+                turned = turned or hasattr(layer, "nf")  # a Conv1D of transformers
                 parametrize.remove_parametrizations(layer, name, leave_parametrized=True)
         model.backbone.requires_grad_(True)
+        return Adapter(changes, self.options.rank, self.options.alpha, self.options.dropout, turned, before)
 
     def _adaptable(self, backbone: nn.Module) -> Iterator[tuple[nn.Module, str]]:
-        """Layers and names of weights that are matrices or kernels, and larger than an adapter would be."""
+        """Layers and names of weights that are matrices or kernels, and larger than an adapter would be; not those that layers share."""
+        owners = Counter(id(weight) for layer in backbone.modules() for weight in layer.parameters(recurse=False))
         for layer in list(backbone.modules()):
             for name, weight in list(layer.named_parameters(recurse=False)):
                 matrix = name in WEIGHTS and weight.ndim >= 2 and not isinstance(layer, nn.Embedding)
-                if matrix and self.options.rank * (len(weight) + weight[0].numel()) < weight.numel():
+                if matrix and owners[id(weight)] == 1 and self.options.rank * (len(weight) + weight[0].numel()) < weight.numel():
                     yield layer, name
 
 
@@ -89,7 +99,11 @@ class _Adapter(nn.Module):
         nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
 
     def forward(self, weight: Tensor) -> Tensor:
-        return weight + (self.up @ F.dropout(self.down, self.dropout, self.training)).view_as(weight) * self.scale
+        return Change(self.up, F.dropout(self.down, self.dropout, self.training), self.scale).added_to(weight)
+
+    def change(self, weight: Tensor) -> Change:
+        """What it learnt of the weight."""
+        return Change(self.up.detach(), self.down.detach().view(-1, *weight.shape[1:]), self.scale)
 
 
 def _adapters(model: nn.Module) -> list[_Adapter]:

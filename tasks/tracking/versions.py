@@ -10,6 +10,7 @@ import pandas as pd
 from pandas.api.types import is_integer_dtype, is_numeric_dtype
 
 from ml.contracts import InputError
+from ml.predictor import is_text
 from tasks.tracking import database, registry
 
 if TYPE_CHECKING:
@@ -40,11 +41,14 @@ def signature(columns: Iterable[str], kind: str, output: pd.DataFrame) -> ModelS
     """A signature that takes `columns` of MLflow's type `kind` (binary is base64 over HTTP) and gives what `output` is an example of."""
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types.schema import Array
 
     def told(name: str) -> ColSpec:
         values = output[name]
-        if not is_numeric_dtype(values):
+        if is_text(values):
             return ColSpec(DataType.string, name, required=False)
+        if not is_numeric_dtype(values):
+            return ColSpec(Array(DataType.float), name, required=False)
         return ColSpec(DataType.long if is_integer_dtype(values) else DataType.double if values.dtype == "float64" else DataType.float, name)
 
     return ModelSignature(Schema([ColSpec(DataType[kind], name) for name in columns]), Schema([told(name) for name in output.columns]))

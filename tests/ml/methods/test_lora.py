@@ -1,11 +1,15 @@
-"""LoRA: adapters around every kind of backbone learn, and are plain weights in the end."""
+"""LoRA: adapters around every kind of backbone learn, are plain weights in the end or stay apart, and are written as PEFT reads them."""
 
 import copy
+import json
 
 import pytest
+import safetensors.torch
 import torch
 
+from ml import adapter as adapters
 from ml.backbones import BACKBONES
+from ml.backbones.bart import Bart
 from ml.backbones.bert import Bert
 from ml.backbones.gpt import Gpt
 from ml.backbones.text_cnn import TextCnn
@@ -13,13 +17,14 @@ from ml.choice import choice
 from ml.contracts import Batch, DataSpec, InputError
 from ml.heads import HEADS
 from ml.methods.lora import Lora
-from ml.model import Model
+from ml.model import Model, load_model, save_model
+from ml.weights import load_weights, weights_digest
 
 IMAGES = DataSpec("image", {}, (3, 16, 16), ("a", "b", "c"), {"mean": [0.5] * 3, "std": [0.25] * 3})
 TEXTS = DataSpec("text", {"vocabulary": 50}, (12,), ("a", "b", "c"), {"tokens": {"pad": 0, "unknown": 1, "begin": 2, "end": 3, "mask": 4}})
 IMAGE_BACKBONES = {"small-cnn": {}, "resnet18": {}, "vgg11": {}, "vit-tiny": {"depth": 2}, "timm": {"model": "resnet10t"}}
-TEXT_BACKBONES = {Bert: {"size": "tiny"}, Gpt: {"size": "nano"}, TextCnn: {"width": 16}}
-ALL = [*IMAGE_BACKBONES, *TEXT_BACKBONES]
+TEXT_BACKBONES = {Bert: {"size": "tiny"}, Gpt: {"size": "nano"}, TextCnn: {"width": 16}, Bart: {"size": "nano"}}
+ALL = [*IMAGE_BACKBONES, *(kind for kind in TEXT_BACKBONES if kind is not Bart)]  # of BART, classification reads the encoder alone
 
 
 def build(kind) -> Model:
@@ -156,3 +161,123 @@ def test_a_backbone_without_layers_to_adapt():
     model = Model(TextCnn(TextCnn.Options(depth=0), TEXTS), torch.nn.Identity())
     with pytest.raises(InputError, match="no linear layer"):
         lora().begin(model)
+
+
+def network(model: Model) -> torch.nn.Module:
+    """What a backbone wraps, and PEFT calls the base model."""
+    return getattr(model.backbone, "net", model.backbone)
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")  # of transformers, whom peft asks
+@pytest.mark.parametrize("kind", ["small-cnn", "vit-tiny", "timm", *TEXT_BACKBONES])
+def test_peft_reads_the_files(kind, tmp_path):
+    """It takes every tensor, and gives the features of the merged backbone."""
+    peft = pytest.importorskip("peft")
+    before, method, data = build(kind), lora(), batch(kind)
+    after = copy.deepcopy(before)
+    method.begin(after)
+    train(after, method, data)
+    method.finish(after).save(tmp_path)
+    with torch.no_grad():
+        plain, expected = (one.eval().backbone.encode(data.inputs).pooled_BD for one in (before, after))
+        read = peft.PeftModel.from_pretrained(network(before), str(tmp_path))  # which puts its own layers into the network
+        found = before.eval().backbone.encode(data.inputs).pooled_BD
+    written, held = safetensors.torch.load_file(tmp_path / adapters.WEIGHTS), peft.get_peft_model_state_dict(read)
+    assert held.keys() == written.keys()
+    assert all(torch.equal(held[name], written[name]) for name in written)
+    assert (plain - expected).abs().max() > 1e-3
+    if kind != "vit-tiny":  # PEFT 0.21 adds the change of torch's out_proj twice (its pull request 3774)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_weights_that_layers_share_are_left_alone():
+    """BART's output layer is its embedding: changed in one place, it would change in the other."""
+    spec = DataSpec("text-pair", dict(TEXTS.options), TEXTS.shape, (), dict(TEXTS.statistics))
+    torch.manual_seed(0)
+    model, method = Model(Bart(Bart.Options(size="nano"), spec), torch.nn.Identity()), lora()
+    shared = model.backbone.embedding.weight.clone()
+    method.begin(model)
+    for name, parameter in model.named_parameters():
+        if name.endswith(".up"):
+            torch.nn.init.normal_(parameter, std=0.1)
+    inputs = {**batch(Bert).inputs, "target": torch.randint(5, 50, (6, 12))}
+    with torch.no_grad():
+        adapted = model.eval().backbone.logits(inputs)
+        method.finish(model)
+        torch.testing.assert_close(model.backbone.logits(inputs), adapted, atol=1e-5, rtol=1e-5)
+    assert torch.equal(model.backbone.embedding.weight, shared)
+
+
+APART = {
+    "small-cnn": {},
+    "vit-tiny": {"depth": 2},
+    "timm": {"model": "mobilenetv3_small_050"},  # has grouped convolutions
+    "text-cnn": {"width": 16},
+    "bert": {"size": "tiny"},
+    "gpt": {"size": "nano"},
+    "bart": {"size": "nano"},
+}
+
+
+def parts(name: str) -> tuple:
+    """The choices of a backbone and a head, what data they are for, and a batch of those."""
+    if name == "timm":
+        pytest.importorskip("timm")
+    chosen, head = choice("backbone", BACKBONES)(name=name, options=APART[name]), choice("head", HEADS)(name="classification")
+    return (chosen, head, IMAGES, batch(name)) if "image" in chosen.chosen.modalities else (chosen, head, TEXTS, batch(Bert))
+
+
+def save_apart(name: str, folder) -> Model:
+    """A model whose adapter stays apart, in `folder`; given is the model as it was trained."""
+    chosen, head, spec, data = parts(name)
+    torch.manual_seed(0)
+    model, method = Model.build(chosen, head, spec), lora(merge=False)
+    method.begin(model)
+    train(model, method, data)
+    save_model(model, folder, chosen, head, spec, adapter=method.finish(model))
+    return model.eval()
+
+
+@pytest.mark.parametrize("name", APART)
+def test_an_adapter_that_stays_apart_is_added_when_the_model_is_loaded(name, tmp_path):
+    chosen, head, spec, data = parts(name)
+    model = save_apart(name, tmp_path)
+    loaded, _ = load_model(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(loaded(data.inputs), model(data.inputs))
+    torch.manual_seed(0)
+    first, written = Model.build(chosen, head, spec).backbone.state_dict(), safetensors.torch.load_file(tmp_path / "model.safetensors")
+    assert all(torch.equal(written[f"backbone.{key}"], value) for key, value in first.items())  # the weights as they were
+    backbone = chosen.make(spec)
+    load_weights(backbone, tmp_path, chosen)
+    trained = model.backbone.state_dict()
+    assert all(torch.equal(trained[key], value) for key, value in backbone.state_dict().items())
+    assert any(not torch.equal(trained[key], value) for key, value in first.items())
+
+
+def test_an_adapter_that_is_missing_or_another_is_refused(tmp_path):
+    save_apart("small-cnn", tmp_path)
+    digest = weights_digest(tmp_path)
+    path = tmp_path / "adapter" / adapters.WEIGHTS
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-4] + b"\0\0\0\1")
+    with pytest.raises(InputError, match="not the adapter of the model"):
+        load_model(tmp_path)
+    path.unlink()
+    with pytest.raises(InputError, match=r"needs its adapter.*adapter_model\.safetensors"):
+        load_model(tmp_path)
+    described = json.loads((tmp_path / "model.json").read_text())
+    strange = {"base_model.model.other.lora_A.weight": torch.ones(4, 2), "base_model.model.other.lora_B.weight": torch.ones(2, 4)}
+    files = {adapters.CONFIG: (tmp_path / "adapter" / adapters.CONFIG).read_bytes(), adapters.WEIGHTS: safetensors.torch.save(strange)}
+    path.write_bytes(files[adapters.WEIGHTS])
+    (tmp_path / "model.json").write_text(json.dumps({**described, "adapter": adapters.digest(files)}))
+    assert weights_digest(tmp_path) != digest
+    with pytest.raises(InputError, match=r"does not fit the weights.*backbone\.net\.other\.weight"):
+        load_model(tmp_path)
+
+
+def test_equal_adapters_give_equal_bytes(tmp_path):
+    for number in ("1", "2"):
+        save_apart("small-cnn", tmp_path / number)
+    for name in ("model.safetensors", "model.json", "adapter/adapter_config.json", "adapter/adapter_model.safetensors"):
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
