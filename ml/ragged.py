@@ -89,6 +89,12 @@ def _positions(starts: np.ndarray, lengths: np.ndarray, offsets: np.ndarray) -> 
     return np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])
 
 
+def joined(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """The rows (n, S) of several batches as (N, S), those of narrower ones filled up with NaN."""
+    width = max(part.shape[1] for part in parts)
+    return np.concatenate([np.pad(part, ((0, 0), (0, width - part.shape[1])), constant_values=np.nan) if part.shape[1] < width else part for part in parts])
+
+
 def row_bytes(rows: np.ndarray | Ragged) -> int:
     """Mean bytes of a row, at least 1."""
     return max(1, rows.nbytes // max(1, len(rows)))

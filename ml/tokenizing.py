@@ -37,6 +37,11 @@ NAMES = {
 """What special tokens are called, from BERT to Llama 3; GPT-2 has one for all but the mask."""
 
 
+DESCRIPTIONS = ("backbone.json", "model.json")
+FILES = (*DESCRIPTIONS, "tokenizer.json", "vocab.txt")
+"""Where a folder's tokenizer is looked for, in this order."""
+
+
 @dataclass(frozen=True)
 class Adopted:
     """A tokenizer's JSON with the ids of its special tokens. `vocabulary` is one more than the greatest id.
@@ -111,19 +116,39 @@ def load(json_text: str) -> Tokenizer:
 
 
 def adopt(path: str) -> Adopted:
-    """The tokenizer in a file, tokenizer.json or BERT's vocab.txt, or in a folder that has one of them."""
+    """The tokenizer in a file, or in a folder that has one of FILES, with the ids of its special tokens."""
+    return describe(read(path))
+
+
+def read(path: str) -> str:
+    """The JSON of the tokenizer in a tokenizer.json, in BERT's vocab.txt, in the description of a model of ours, or in a folder that has one of them."""
     file = Path(path)
     if file.is_dir():
-        files = [file / name for name in ("tokenizer.json", "vocab.txt") if (file / name).is_file()]
+        files = [file / name for name in FILES if (file / name).is_file()]
         if not files:
             names = ", ".join(sorted(entry.name for entry in file.iterdir())[:10]) or "nothing"
-            raise InputError(f"no tokenizer in the folder {path}: expected tokenizer.json or vocab.txt, found {names}")
+            raise InputError(f"no tokenizer in the folder {path}: expected one of {', '.join(FILES)}, found {names}")
         file = files[0]
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot read a tokenizer from {path}: {error}; expected a tokenizer.json, a vocab.txt or their folder") from None
-    return describe(load(_from_vocabulary(text, file.parent) if file.suffix == ".txt" else text).to_str())
+        raise InputError(f"cannot read a tokenizer from {path}: {error}; expected one of {', '.join(FILES)} or their folder") from None
+    if file.name in DESCRIPTIONS:
+        text = _described(text, file)
+    return load(_from_vocabulary(text, file.parent) if file.suffix == ".txt" else text).to_str()
+
+
+def difference(one: str, other: str) -> str:
+    """How the vocabulary of `other` differs from that of `one`, in words; "" where every id means the same token."""
+    if one == other:
+        return ""
+    ours, theirs = ({number: token for token, number in load(text).get_vocab(with_added_tokens=True).items()} for text in (one, other))
+    differing = sorted(number for number in ours.keys() | theirs.keys() if ours.get(number) != theirs.get(number))
+    if not differing:
+        return ""
+    example = next((number for number in differing if number in ours and number in theirs), differing[0])
+    here, there = (repr(vocabulary[example]) if example in vocabulary else "nothing" for vocabulary in (ours, theirs))
+    return f"{len(differing):,} of {len(ours.keys() | theirs.keys()):,} ids mean another token, {example} for example {here} here and {there} there"
 
 
 def describe(json_text: str) -> Adopted:
@@ -150,6 +175,17 @@ def decode(tokenizer: Tokenizer, ids: Sequence[int] | np.ndarray) -> str:
 
 def _numbered(tokens: Iterable[str]) -> dict[str, int]:
     return {token: number for number, token in enumerate((*SPECIALS, *tokens))}
+
+
+def _described(text: str, file: Path) -> str:
+    """The tokenizer that stands in the description of a backbone or model of ours."""
+    try:
+        found = json.loads(text)["spec"]["statistics"]["tokenizer"]
+    except (ValueError, LookupError, TypeError):
+        found = None
+    if not isinstance(found, str):
+        raise InputError(f"{file} does not describe a model of texts: it holds no tokenizer")
+    return found
 
 
 def _from_vocabulary(text: str, folder: Path) -> str:

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ml import tokenizing
 from ml.choice import Choice
-from ml.contracts import InputError
+from ml.contracts import DataSpec, InputError
 from ml.model import read_described, read_tensors
 
 PREFIX = re.compile(r"^(module\.|backbone\.|model\.|net\.|bert\.|transformer\.|_orig_mod\.)+")
@@ -27,19 +28,24 @@ CLASSIFIERS = ("fc.", "head.", "heads.", "classifier.", "head_dist.", "pooler.",
 CONSTANTS = re.compile(r"embeddings\.position_ids|h\.\d+\.attn\.(masked_)?bias|(en|de)coder\.embed_tokens\.weight|final_logits_bias")
 """What files hold beside their weights: old ones of BERT and GPT-2 constants, those of BART its embedding again and a bias of 0."""
 WRAPPERS = ("state_dict", "model", "model_state", "model_state_dict")
+BESIDE = ("backbone.safetensors", "model.safetensors", "pytorch_model.bin")
+"""Files whose tokenizer stands beside them."""
 LISTED = 12  # differences that an error names
 
 
-def load_weights(backbone: nn.Module, where: str | Path, chosen: Choice) -> dict[str, Any]:
-    """Loads into `backbone`, built from `chosen`, what `where` names; raises InputError and leaves it as it was.
+def load_weights(backbone: nn.Module, where: str | Path, chosen: Choice, spec: DataSpec | None = None) -> dict[str, Any]:
+    """Loads into `backbone`, built from `chosen` for the data of `spec`, what `where` names; raises InputError and leaves it as it was.
 
     Gives, JSON-able: source, tensors (how many), adapted (names of those made to fit), ignored (names of those left unused).
 
     `where` is (1) a folder with backbone.json or model.json of ours, or with Hugging Face's model.safetensors, (2) a file
-    .safetensors, .pt or .pth, (3) a name of published weights, such as IMAGENET1K_V1.
+    .safetensors, .pt or .pth, (3) a name of published weights, such as IMAGENET1K_V1. Weights whose tokenizer stands beside them must
+    have been trained with that of `spec`: with another, their tokens' vectors would mean other tokens.
     """
     where = str(where)
     tensors = {_plain(name): value for name, value in _read(backbone, where, chosen).items()}
+    if spec is not None and "tokenizer" in spec.statistics:
+        _check_tokenizer(where, spec.statistics["tokenizer"])
     own = {PREFIX.sub("", name): (name, value) for name, value in backbone.state_dict().items()}
     state, adapted, wrong = {}, [], []
     for name, (full, value) in own.items():
@@ -103,6 +109,19 @@ def _read(backbone: nn.Module, where: str, chosen: Choice) -> Mapping[str, Tenso
     if published is None:
         raise InputError(f"there is no file {where!r}, and {chosen.name.value} has no published weights: use `random`, a file or models:/NAME@ALIAS")
     return published(where)
+
+
+def _check_tokenizer(where: str, tokenizer: str) -> None:
+    path = Path(where)
+    folder = path if path.is_dir() else path.parent if path.name in BESIDE else None
+    if folder is None or not any((folder / name).is_file() for name in tokenizing.FILES):
+        return  # nothing tells what the weights read
+    found = tokenizing.difference(tokenizer, tokenizing.read(str(folder)))
+    if found:
+        raise InputError(
+            f"the weights {where} were trained with another tokenizer than that of these data: {found}. "
+            f"Set data.modality.options.tokenizer_path={folder}, so that the data are read with theirs"
+        )
 
 
 def _plain(name: str) -> str:

@@ -54,7 +54,7 @@ class Bert(nn.Module):
 
     Options = BertOptions
     requires: ClassVar[tuple[str, ...]] = ("transformers",)
-    modalities: ClassVar[frozenset[str]] = frozenset({"text", "question"})
+    modalities: ClassVar[frozenset[str]] = frozenset({"text", "text-pair", "question", "tagged"})
     traits: ClassVar[frozenset[str]] = frozenset({"tokens", "vocabulary", "bidirectional"})
 
     def __init__(self, options: BertOptions, spec: DataSpec):

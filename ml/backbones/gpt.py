@@ -50,7 +50,7 @@ class Gpt(nn.Module):
 
     Options = GptOptions
     requires: ClassVar[tuple[str, ...]] = ("transformers",)
-    modalities: ClassVar[frozenset[str]] = frozenset({"text"})
+    modalities: ClassVar[frozenset[str]] = frozenset({"text", "text-pair", "tagged"})
     traits: ClassVar[frozenset[str]] = frozenset({"tokens", "vocabulary", "causal"})
 
     def __init__(self, options: GptOptions, spec: DataSpec):

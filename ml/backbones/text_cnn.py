@@ -28,7 +28,7 @@ class TextCnn(nn.Module):
     """Small convolutional network over tokens: the choice for training on a CPU."""
 
     Options = TextCnnOptions
-    modalities: ClassVar[frozenset[str]] = frozenset({"text"})
+    modalities: ClassVar[frozenset[str]] = frozenset({"text", "text-pair", "tagged"})
     traits: ClassVar[frozenset[str]] = frozenset({"tokens", "vocabulary", "bidirectional"})
 
     def __init__(self, options: TextCnnOptions, spec: DataSpec):

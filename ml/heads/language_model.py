@@ -1,12 +1,12 @@
 """Language modelling: how likely each text is, and how it goes on.
 
-B batch, D features, N rows, S statistics, T tokens, V vocabulary, W written tokens.
+B batch, D features, I windows, N rows, S statistics, T tokens, V vocabulary, W written tokens.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -24,6 +24,7 @@ from ml.metrics import Metric
 from ml.sampling import draw
 
 NOTHING = -1  # stands behind the last written token
+WINDOWS = 64  # windows that are read at a time
 
 
 class LanguageModelOptions(Options):
@@ -33,13 +34,19 @@ class LanguageModelOptions(Options):
 
 
 class LanguageModel(nn.Module):
-    """Guesses each next token of a text. Trained on all texts as one stream; measured on each text's first `max_length` tokens."""
+    """Guesses each next token of a text. Trained on all texts as one stream; measured on whole texts, each token counted once.
+
+    A text of more than `max_length` tokens is read in windows, each half a window further on: so every token is guessed from half a window
+    before it at least, where the text has that many.
+    """
 
     Options = LanguageModelOptions
     needs: ClassVar[frozenset[str]] = frozenset({"tokens", "vocabulary", "causal"})
     reads: ClassVar[frozenset[str]] = frozenset({"text"})
     labels: ClassVar[bool] = False
+    several: ClassVar[bool] = False
     packed: ClassVar[bool] = True
+    whole: ClassVar[bool] = True
     trivial: ClassVar[str] = "knowing only how often each token occurs"
     augmentation: ClassVar[str] = "none"
     primary: ClassVar[str] = "bits_per_byte"
@@ -52,13 +59,26 @@ class LanguageModel(nn.Module):
 
     def step(self, backbone: nn.Module, batch: Batch) -> StepResult:
         """Mean cross-entropy of a token in nats, and the share of tokens guessed right."""
-        loss_BT, asked_BT, right_BT = self._guesses(backbone, batch.inputs)
-        asked = asked_BT.sum().clamp(min=1)
+        loss_BT, right_BT = self._guesses(backbone, batch.inputs, batch.inputs["mask"])
+        asked = batch.inputs["mask"][:, 1:].sum().clamp(min=1)
         return StepResult(loss_BT.sum() / asked, {"accuracy": right_BT.sum() / asked})
 
     def outputs(self, backbone: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
-        """(B, 3): nats, tokens, and tokens guessed right."""
-        return torch.stack([one_BT.float().sum(1) for one_BT in self._guesses(backbone, inputs)], 1)
+        """(B, 3): nats, tokens, and tokens guessed right, of rows of any length."""
+        lengths = inputs["mask"].sum(1).tolist()
+        found = [(row, *one) for row, length in enumerate(lengths) for one in windows(length, self.length)]
+        found.sort(key=lambda one: one[2] - one[1])  # so that little of a batch is padding
+        device, totals_B3 = inputs["tokens"].device, torch.zeros(len(lengths), 3, device=inputs["tokens"].device)
+        for begin in range(0, len(found), WINDOWS):
+            row_I, first_I, end_I, fresh_I = torch.tensor(found[begin : begin + WINDOWS], device=device).T
+            place_IT = first_I[:, None] + torch.arange(int((end_I - first_I).max()), device=device)
+            inside_IT = place_IT < end_I[:, None]
+            tokens_IT = inputs["tokens"][row_I[:, None], place_IT.where(inside_IT, first_I[:, None])]
+            asked_IT = inside_IT & (place_IT >= fresh_I[:, None])
+            guesses = self._guesses(backbone, {"tokens": tokens_IT, "mask": inside_IT}, asked_IT)
+            found_I3 = torch.stack([one_IT.float().sum(1) for one_IT in (guesses[0], asked_IT, guesses[1])], 1)
+            totals_B3.index_add_(0, row_I, found_I3)
+        return totals_B3
 
     def serve(self, backbone: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
         """(B, 3 + W): as `outputs`, and the tokens that are written after each text.
@@ -72,10 +92,8 @@ class LanguageModel(nn.Module):
         return torch.cat([self.outputs(backbone, inputs).cpu(), written_BW.float()], 1)
 
     def answers(self, outputs_NS: np.ndarray, rows: Mapping[str, Any], temperature: float) -> np.ndarray:
-        """(N, 4 + W) float64: what LANGUAGE_SCORES names, and what is written. Of a text that is cut, the bytes are a share of its bytes."""
-        tokens_N, bytes_N = rows["tokens"].lengths - 1, rows["text"].lengths
-        read_N = np.maximum(outputs_NS[:, 1], 1) / np.maximum(tokens_N, 1) * np.maximum(bytes_N, 1)
-        return np.column_stack([outputs_NS[:, :3], read_N, outputs_NS[:, 3:]]).astype(np.float64)
+        """(N, 4 + W) float64: what LANGUAGE_SCORES names, and what is written."""
+        return np.column_stack([outputs_NS[:, :3], rows["text"].lengths, outputs_NS[:, 3:]]).astype(np.float64)
 
     def scores(self, answers_NS: np.ndarray, rows: Mapping[str, Any]) -> np.ndarray:
         return answers_NS[:, : len(LANGUAGE_SCORES)]
@@ -84,7 +102,7 @@ class LanguageModel(nn.Module):
         """Each token's share among the training texts, one added to each."""
         counts_V = np.bincount(np.asarray(train_rows["tokens"].values), minlength=self.vocabulary) + 1.0
         nats_V, likeliest = -np.log(counts_V / counts_V.sum()), counts_V.argmax()
-        found = [one[1 : self.length] for one in rows["tokens"]]
+        found = [one[1:] for one in rows["tokens"]]
         outputs_NS = np.array([[nats_V[one].sum(), len(one), (one == likeliest).sum()] for one in found])
         return self.answers(outputs_NS, rows, 1.0)
 
@@ -116,13 +134,12 @@ class LanguageModel(nn.Module):
 
         return {"length_and_loss": pictures.scatter(facts["lengths"], facts["losses"], "tokens of a text", "loss of a token, nats")}
 
-    def _guesses(self, backbone: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Of each token but the first (B, T − 1): its loss, whether it is one, whether it was guessed."""
+    def _guesses(self, backbone: nn.Module, inputs: Mapping[str, Tensor], asked_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """Of each token but the first (B, T − 1): its loss, 0 where it is not asked for, and whether it was guessed."""
         logits_BTV = self._logits(backbone, backbone.encode(inputs).tokens_BTD[:, :-1])
-        asked_BT = inputs["mask"][:, 1:]
-        target_BT = inputs["tokens"][:, 1:].masked_fill(~asked_BT, NOT_ASKED)
+        target_BT = inputs["tokens"][:, 1:].masked_fill(~asked_BT[:, 1:], NOT_ASKED)
         loss_BT = F.cross_entropy(logits_BTV.flatten(0, 1), target_BT.flatten(), ignore_index=NOT_ASKED, reduction="none").view_as(target_BT)
-        return loss_BT, asked_BT, logits_BTV.detach().argmax(2) == target_BT
+        return loss_BT, logits_BTV.detach().argmax(2) == target_BT
 
     def _write(self, backbone: nn.Module, given_T: Tensor) -> list[int]:
         generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(given_T.cpu().numpy().tobytes()).digest()[:7], "big"))
@@ -136,3 +153,13 @@ class LanguageModel(nn.Module):
 
     def _logits(self, backbone: nn.Module, states_D: Tensor) -> Tensor:
         return F.linear(states_D, backbone.embedding.weight).float()
+
+
+def windows(length: int, limit: int) -> Iterator[tuple[int, int, int]]:
+    """(first token, the one behind the last, first that no window before has asked for) of each window over a row of `length` tokens, the first
+    of which is asked for by none. They overlap by half; the last ends with the row."""
+    seen, last = 1, max(0, length - limit)
+    for first in [*range(0, last, max(1, limit // 2)), last]:
+        end = min(first + limit, length)
+        yield first, end, seen
+        seen = end

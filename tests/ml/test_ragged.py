@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ml.ragged import Packed, Ragged, row_bytes
+from ml.ragged import Packed, Ragged, joined, row_bytes
 
 ROWS = st.lists(st.lists(st.integers(-5, 300), max_size=6), max_size=8)
 
@@ -74,3 +74,9 @@ def test_blocks_are_slices_of_all_values_in_the_order_of_the_rows(rows, length, 
     found = packed[np.array(blocks, np.int64)]
     assert found.shape == (len(blocks), length) and found.dtype == np.int32
     assert found.tolist() == [stream[block * length : (block + 1) * length] for block in blocks]
+
+
+def test_batches_of_different_widths_are_joined():
+    found = joined([np.ones((2, 3), np.float32), np.zeros((1, 1), np.float32)])
+    np.testing.assert_array_equal(found, np.array([[1, 1, 1], [1, 1, 1], [0, np.nan, np.nan]], np.float32))
+    assert found.dtype == np.float32

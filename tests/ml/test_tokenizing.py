@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ml.contracts import InputError
-from ml.tokenizing import CLS, LEAST, MASK, PAD, SEP, SPECIALS, UNK, adopt, decode, describe, encode, load, train
+from ml.tokenizing import CLS, LEAST, MASK, PAD, SEP, SPECIALS, UNK, adopt, decode, describe, difference, encode, load, read, train
 
 KINDS = ("wordpiece", "bpe", "unigram", "characters")
 STORY = "the film was a long and rather slow story of two brothers who leave home to find gold in the far north but find only snow"
@@ -164,6 +165,30 @@ def test_what_cannot_be_adopted_is_said(tmp_path, content, message):
         adopt(str(tmp_path))
     with pytest.raises(InputError, match="cannot read"):
         adopt(str(tmp_path / "absent"))
+
+
+def vocabulary(words: list[str]) -> str:
+    from tokenizers import Tokenizer, models
+
+    return Tokenizer(models.WordLevel({token: place for place, token in enumerate(["<unk>", *words])}, unk_token="<unk>")).to_str()
+
+
+@given(words=st.lists(st.sampled_from("abcdefgh"), unique=True), others=st.lists(st.sampled_from("abcdefgh"), unique=True))
+def test_vocabularies_differ_where_an_id_means_another_token(words, others):
+    found = difference(vocabulary(words), vocabulary(others))
+    count = sum(one != other for one, other in zip_longest(words, others))
+    assert found.startswith(f"{count} of ") if count else found == ""
+
+
+def test_the_description_of_a_model_holds_its_tokenizer(tmp_path):
+    text = vocabulary(["a"])
+    (tmp_path / "vocab.txt").write_text("of something else")
+    (tmp_path / "backbone.json").write_text(json.dumps({"spec": {"statistics": {"tokenizer": text}}}))
+    assert difference(read(str(tmp_path)), text) == "" == difference(read(str(tmp_path / "backbone.json")), text)
+    for content in ("{}", "[", "[1]", '{"spec": {"statistics": {"mean": [0.5]}}}'):
+        (tmp_path / "backbone.json").write_text(content)
+        with pytest.raises(InputError, match="does not describe a model of texts"):
+            read(str(tmp_path))
 
 
 def test_real_reviews(shared_data):

@@ -5,6 +5,7 @@ import pickle
 import urllib.error
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -17,7 +18,9 @@ from ml.backbones.gpt import Gpt
 from ml.choice import choice
 from ml.contracts import DataSpec, InputError
 from ml.heads import HEADS
+from ml.modalities import MODALITIES
 from ml.model import Model, save_backbone, save_model
+from ml.ragged import Ragged
 from ml.weights import load_weights, weights_digest
 
 BackboneChoice, HeadChoice = choice("backbone", BACKBONES), choice("head", HEADS)
@@ -316,6 +319,49 @@ def test_a_hugging_face_file_of_gpt2(prefix, tmp_path):
     load_weights(backbone, tmp_path, chosen)
     with torch.no_grad():
         torch.testing.assert_close(backbone.encode(text_inputs()).tokens_BTD, published(text_inputs()["tokens"]).last_hidden_state)
+
+
+def text_spec(tmp_path, *words: str) -> DataSpec:
+    """Of data whose tokenizer knows these words."""
+    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]) + "\n")
+    modality = MODALITIES["text"](MODALITIES["text"].Options(max_length=16, tokenizer_path=str(tmp_path / "vocab.txt")))
+    return modality.spec((), modality.statistics([Ragged.of([np.frombuffer(" ".join(words).encode(), np.uint8)], np.uint8)]))
+
+
+@pytest.mark.parametrize("wanted", [["sail", "mast"], ["mast", "sail"], ["sail", "mast", "oven"]])
+@pytest.mark.parametrize("kind", ["folder", "file", "model", "tokenizer.json", "vocab.txt", "nothing"])
+def test_weights_and_data_have_one_tokenizer(tmp_path, kind, wanted):
+    """Whatever holds it: our own description, or a file beside published weights; where nothing does, nothing is known."""
+    data, folder = tmp_path / "data", tmp_path / "weights"
+    data.mkdir(), folder.mkdir()
+    spec, other = text_spec(data, *wanted), text_spec(folder, "sail", "mast")
+    chosen = BackboneChoice(name="bert", options={"size": "tiny"})
+    torch.manual_seed(0)
+    where, source = folder, chosen.make(other)
+    if kind in ("folder", "file"):
+        save_backbone(source, folder, chosen, other)
+        where = folder / "backbone.safetensors" if kind == "file" else folder
+    elif kind == "model":
+        save_model(Model.build(chosen, HeadChoice(name="language-model"), other), folder, chosen, HeadChoice(name="language-model"), other)
+    else:
+        safetensors.torch.save_file({name: value.clone() for name, value in source.net.state_dict().items()}, folder / "model.safetensors")
+        if kind == "tokenizer.json":
+            (folder / "tokenizer.json").write_text(other.statistics["tokenizer"])
+    if kind != "vocab.txt":
+        (folder / "vocab.txt").unlink()
+    backbone = chosen.make(spec)
+    if wanted == ["sail", "mast"] or (kind == "nothing" and len(wanted) == 2):
+        load_weights(backbone, where, chosen, spec)
+        return
+    before = {name: value.clone() for name, value in backbone.state_dict().items()}
+    message = "do not fit the backbone" if kind == "nothing" else rf"another tokenizer.* of \d ids mean another token.*tokenizer_path={folder}"
+    with pytest.raises(InputError, match=message):
+        load_weights(backbone, where, chosen, spec)
+    assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
+    if kind != "nothing":  # what the message says to do
+        modality = MODALITIES["text"](MODALITIES["text"].Options(max_length=16, tokenizer_path=str(folder)))
+        adopted = modality.spec((), modality.statistics([Ragged.of([np.frombuffer(b"mast", np.uint8)], np.uint8)]))
+        load_weights(chosen.make(adopted), where, chosen, adopted)
 
 
 @pytest.mark.parametrize("where", ["IMAGENET1K_V1", "DEFAULT", "ResNet18_Weights.IMAGENET1K_V1"])

@@ -1,18 +1,23 @@
 """The language model's head: exact statistics of a text, continuations that depend on the text alone, and trained weights that tell."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from ml.backbones import BACKBONES
 from ml.contracts import Batch
 from ml.heads import HEADS
+from ml.heads.language_model import windows
 from ml.modalities import MODALITIES
 from ml.ragged import Ragged
 
-TEXTS = ["the sun and the moon", "the moon", "a sun", "the sea and the sun and the moon and the sea", "moon and sea"]
+TEXTS = ["the sun and the moon", "the moon", "a sun", "the sea and the sun and the moon and the sea and the sun", "moon and sea"]
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +37,20 @@ def built(spec, **options):
 
 
 def inputs_of(modality, spec, rows):
-    return modality.encode(torch.from_numpy(modality.collate(rows["tokens"], spec)), spec)
+    return modality.encode(torch.from_numpy(modality.collate(rows["tokens"], spec, whole=True)), spec)
+
+
+def expected(backbone, tokens_T, limit):
+    """Nats and whether it was guessed, of each token but the first: each from the first window, in steps of half a one, that reaches it."""
+    last, found = max(0, len(tokens_T) - limit), []
+    starts = sorted({*range(0, last, limit // 2), last})
+    for place in range(1, len(tokens_T)):
+        start = next(one for one in starts if place < one + limit)
+        given = torch.from_numpy(tokens_T[start:place])[None].long()
+        states_D = backbone.encode({"tokens": given, "mask": torch.ones_like(given, dtype=torch.bool)}).tokens_BTD[0, -1]
+        logits_V = backbone.embedding.weight @ states_D
+        found.append((float(F.cross_entropy(logits_V, torch.tensor(int(tokens_T[place])))), int(logits_V.argmax()) == tokens_T[place]))
+    return np.array(found)
 
 
 @torch.no_grad()
@@ -40,21 +58,32 @@ def test_the_statistics_of_a_text_are_those_of_the_text_alone(spec_and_rows):
     modality, spec, rows = spec_and_rows
     backbone, head = built(spec)
     outputs = head.outputs(backbone, inputs_of(modality, spec, rows)).numpy()
-    for row in range(len(TEXTS)):
-        tokens = torch.from_numpy(modality.collate(rows["tokens"][[row]], spec)).long()
-        logits = backbone.encode({"tokens": tokens, "mask": torch.ones_like(tokens, dtype=torch.bool)}).tokens_BTD[0, :-1] @ backbone.embedding.weight.T
-        assert outputs[row, 0] == pytest.approx(float(F.cross_entropy(logits, tokens[0, 1:], reduction="sum")), rel=1e-4)
-        assert outputs[row, 1] == tokens.shape[1] - 1
-        assert outputs[row, 2] == int((logits.argmax(1) == tokens[0, 1:]).sum())
+    for row, tokens_T in enumerate(rows["tokens"]):
+        told = expected(backbone, tokens_T, spec.shape[0])
+        assert outputs[row] == pytest.approx([told[:, 0].sum(), len(tokens_T) - 1, told[:, 1].sum()], rel=1e-4)
+    assert rows["tokens"].lengths.max() > 2 * spec.shape[0] > 2 * rows["tokens"].lengths.min()
 
 
 @torch.no_grad()
-def test_bytes_are_those_that_were_read(spec_and_rows):
+def test_every_token_and_every_byte_counts_once_whatever_is_read_at_once(spec_and_rows):
     modality, spec, rows = spec_and_rows
-    backbone, head = built(spec)
-    answers = head.answers(head.outputs(backbone, inputs_of(modality, spec, rows)).numpy(), rows, 1.0)
-    assert answers[:3, 3].tolist() == [len(text) for text in TEXTS[:3]]
-    assert 20 < answers[3, 3] < len(TEXTS[3])  # of the one that is cut
+    for length in (4, 7, 24, 64):
+        shorter = dataclasses.replace(spec, shape=(length,))
+        backbone, head = built(shorter)
+        answers = head.answers(head.outputs(backbone, inputs_of(modality, shorter, rows)).numpy(), rows, 1.0)
+        assert answers[:, 1].tolist() == (rows["tokens"].lengths - 1).tolist() and answers[:, 3].tolist() == [len(text) for text in TEXTS]
+        trivial = head.trivial_answers(rows, rows)
+        assert (trivial[:, [1, 3]] == answers[:, [1, 3]]).all()
+
+
+@given(length=st.integers(1, 400), limit=st.integers(4, 64))
+def test_windows_ask_for_each_token_once_from_half_a_window_before_it(length, limit):
+    asked = []
+    for first, end, fresh in windows(length, limit):
+        assert 0 <= first < end <= length and end - first <= limit
+        asked += range(fresh, end)
+        assert all(place - first >= min(place, limit // 2) for place in range(fresh, end))
+    assert asked == list(range(1, length))
 
 
 @torch.no_grad()

@@ -10,7 +10,8 @@ from ml.backbones.gpt import Gpt
 from ml.backbones.text_cnn import TextCnn
 from ml.contracts import Batch, DataSpec, InputError
 from ml.objectives.causal_language import CausalLanguage
-from ml.objectives.masked_language import MaskedLanguage
+from ml.objectives.masked_language import LONGEST, MaskedLanguage
+from ml.tokenizing import describe, encode, load, train
 
 VOCABULARY, LENGTH = 50, 24
 TOKENS = {"pad": 0, "unknown": 1, "begin": 2, "end": 3, "mask": 4}
@@ -94,8 +95,16 @@ def test_bfloat16_gives_nearly_the_same_loss(objective, backbone, options):
 
 @pytest.mark.parametrize(("objective", "backbone", "options"), PAIRS)
 def test_padding_is_never_a_target(objective, backbone, options):
+    _compare_padding(make(objective, backbone, options))
+
+
+def test_padding_is_no_candidate():
+    _compare_padding(make(*PAIRS[1], sampled=True))
+
+
+def _compare_padding(made):
     """However likely the output layer finds the padding token, and whatever stands there, the loss is that of the texts."""
-    made, data, found = make(objective, backbone, options).eval(), padded(), []
+    made, data, found = made.eval(), padded(), []
     for token in (0, 20):
         tokens = data.inputs["tokens"].masked_fill(~data.inputs["mask"], token)
         torch.manual_seed(0)
@@ -138,9 +147,37 @@ def test_logits_are_made_at_hidden_places_alone(monkeypatch):
     assert made_of == [(8, round(0.15 * LENGTH), 128)]
 
 
-def test_a_batch_without_words_gives_a_finite_loss():
+def test_sampled_makes_logits_of_the_hidden_tokens_alone(monkeypatch):
+    made, rows, linear = make(*PAIRS[1], sampled=True), [], torch.nn.functional.linear
+
+    def counted(inputs, weight, bias=None):
+        rows.append(len(weight))
+        return linear(inputs, weight, bias)
+
+    monkeypatch.setattr("ml.objectives.masked_language.F.linear", counted)
+    made.step(batch())
+    assert rows[-1] <= 7  # six words of the line; what is not asked stands under the mask token
+
+
+def test_sampled_learns_to_guess_out_of_the_whole_vocabulary():
+    made = make(*PAIRS[1], sampled=True).train()
+    optimizer = torch.optim.AdamW(made.parameters(), 5e-3)
+    for step in range(60):
+        torch.manual_seed(step)
+        optimizer.zero_grad()
+        made.step(batch()).loss.backward()
+        optimizer.step()
+    assert made.asked_V.nonzero().flatten().tolist() == [10, 11, 12, 13, 14, 15]
+    torch.manual_seed(0)
+    filled = [part for line in made.eval().examples(batch(), decode) for part in line.split(" -> ")[1].split(", ")]
+    right = [part.split(" (")[0] == part.split(" (")[1].rstrip(")") for part in filled]
+    assert sum(right) > 0.9 * len(right)
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+def test_a_batch_without_words_gives_a_finite_loss(sampled):
     tokens = torch.full((2, 8), 2)
-    result = make(*PAIRS[0]).step(Batch({"tokens": tokens, "mask": torch.ones_like(tokens, dtype=torch.bool)}, torch.full((2,), -1)))
+    result = make(*PAIRS[0], sampled=sampled).step(Batch({"tokens": tokens, "mask": torch.ones_like(tokens, dtype=torch.bool)}, torch.full((2,), -1)))
     result.loss.backward()
     assert float(result.loss.detach()) == 0
 
@@ -174,3 +211,60 @@ def test_causal_examples_repeat_themselves_and_draw(data):
     given = min(16, int(data.inputs["mask"].sum(1).min()))
     assert examples[0].split(" -> ")[0] == decode(data.inputs["tokens"][0, :given].tolist())
     assert made.examples(data, decode) != make(*PAIRS[3], temperature=0).eval().examples(data, decode)
+
+
+STORY = "the film was a long and rather slow story of two brothers who leave home to find gold in the far north but find only snow"
+
+
+@pytest.fixture(scope="module", params=["wordpiece", "bpe", "unigram", "characters"])
+def whole(request):
+    """The objective with whole words over a tokenizer of few pieces, blocks of a stream, and padded texts."""
+    words = STORY.split()
+    lines = [" ".join(words[(i * j) % len(words)] for j in range(1, 12)) + "." for i in range(60)]
+    json = train(lines, request.param, 300 if request.param == "bpe" else 60, True)
+    spec = DataSpec("text", {"vocabulary": describe(json).vocabulary}, (64,), (), {"tokens": TOKENS, "tokenizer": json})
+    rows = [torch.tensor([2, *ids, 3]) for ids in encode(load(json), lines * 2)]
+    stream = torch.cat(rows)
+    packed = stream[: len(stream) // 64 * 64].view(-1, 64)
+    padded = torch.nn.utils.rnn.pad_sequence([row[:64] for row in rows], batch_first=True)
+    torch.manual_seed(0)
+    made = MaskedLanguage(MaskedLanguage.Options(whole_words=True), TextCnn(TextCnn.Options(width=16, depth=0), spec), spec)
+    return made, {"packed": (packed, torch.ones_like(packed, dtype=torch.bool)), "padded": (padded, padded != 0)}
+
+
+@pytest.mark.parametrize("kind", ["packed", "padded"])
+def test_words_are_hidden_whole_and_in_the_same_share(whole, kind):
+    made, (tokens, mask) = whole[0], whole[1][kind]
+    within = (tokens > 4) & mask
+    joined = within[:, 1:] & within[:, :-1] & made.joins_V[tokens[:, 1:]] & made.open_V[tokens[:, :-1]]
+    torch.manual_seed(0)
+    shares, several = [], 0
+    for _ in range(20):
+        index, asked = made._hidden(tokens, mask)
+        assert index.shape == (len(tokens), min(tokens.shape[1], round(0.15 * tokens.shape[1]) + LONGEST - 1))
+        hidden = torch.zeros_like(mask).scatter(1, index, asked)
+        assert not (hidden & ~within).any()
+        assert torch.equal(hidden[:, 1:][joined], hidden[:, :-1][joined])
+        several += int(hidden[:, 1:][joined].sum())
+        shares.append(hidden.sum() / (0.15 * within.sum(1)).round().clamp(min=1).sum())
+    assert several > 100
+    assert float(torch.stack(shares).mean()) == pytest.approx(1, abs=0.06)
+
+
+def test_long_words_are_hidden_in_parts(whole):
+    made = whole[0]
+    inner = int((made.joins_V & made.open_V).nonzero()[0])
+    tokens = torch.tensor([[2, *[inner] * 41, 3]] * 300)
+    torch.manual_seed(0)
+    index, asked = made._hidden(tokens, torch.ones_like(tokens, dtype=torch.bool))
+    hidden = torch.zeros_like(tokens, dtype=torch.bool).scatter(1, index, asked)[:, 1:-1]
+    parts = hidden[:, :32].view(300, 2, LONGEST)
+    assert torch.equal(parts.any(2), parts.all(2)) and parts.any()
+    assert float(hidden.float().mean()) == pytest.approx(6 / 41, abs=0.03)
+
+
+def test_whole_words_learn_too(whole):
+    made, (tokens, mask) = whole[0], whole[1]["packed"]
+    result = made.step(Batch({"tokens": tokens, "mask": mask}, torch.full((len(tokens),), -1)))
+    result.loss.backward()
+    assert result.loss.isfinite() and not [name for name, parameter in made.named_parameters() if parameter.grad is None]
