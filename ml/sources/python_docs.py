@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
-import os
 import platform
-import sysconfig
-import warnings
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -19,18 +16,17 @@ from pydantic import Field
 from ml import contracts
 from ml.contracts import Raw
 from ml.files import digest
+from ml.python_files import STANDARD, modules, parsed, standard_library
 
 PACKAGES = {
     "numpy": "numpy", "pandas": "pandas", "torch": "torch", "sklearn": "scikit-learn", "scipy": "scipy", "matplotlib": "matplotlib",
     "sqlalchemy": "sqlalchemy", "pydantic": "pydantic",
 }  # fmt: skip
 """Packages by the names of what installed them. Each is a class, and the standard library is one more, `python`."""
-STANDARD = "python"
-SKIPPED = {"tests", "test", "testing", "idle_test", "site-packages", "dist-packages", "_vendor", "__pycache__"}
 SHORTEST, LONGEST = 80, 2_000
 """Characters of a docstring or paragraph."""
-FILES, FILE_BYTES = 400, 100_000
-"""Files of a package that are read at most, and what they may weigh: some of torch's take a second each to parse."""
+FILES = 400
+"""Files of a package that are read at most."""
 ENOUGH = 2
 """A package's files are read until they gave this many times what is chosen, so that no few files make up a class."""
 
@@ -70,7 +66,7 @@ class PythonDocs:
         seen: set[str] = set()
         for name, root in _roots().items():
             texts: dict[str, str] = {}
-            for path in _files(name, root)[:FILES]:
+            for path in modules(name, root)[:FILES]:
                 for key, text in _docstrings(f"{name}/{path}", root / path):
                     if SHORTEST <= len(text) <= LONGEST and text not in seen and key not in texts:
                         seen.add(text)
@@ -100,23 +96,13 @@ def _roots() -> dict[str, Path]:
     """The folder of each class."""
     specs = {name: importlib.util.find_spec(name) for name in _versions()}
     roots = {name: Path(spec.submodule_search_locations[0]) for name, spec in specs.items() if spec and spec.submodule_search_locations}
-    return roots | {STANDARD: Path(sysconfig.get_path("stdlib"))}
-
-
-def _files(name: str, root: Path) -> list[str]:
-    """The package's modules, relative to its folder, in an order without meaning that is the same everywhere."""
-    found = []
-    for folder, folders, files in os.walk(root):
-        folders[:] = [one for one in folders if one not in SKIPPED and not one.startswith((".", "test_"))]
-        within = Path(folder).relative_to(root)
-        found += [(within / file).as_posix() for file in files if file.endswith(".py") and not file.startswith(("test_", "conftest"))]
-    return sorted(found, key=lambda path: digest(name, path))
+    return roots | {STANDARD: standard_library()}
 
 
 def _docstrings(module: str, path: Path) -> Iterator[tuple[str, str]]:
     """Keys and docstrings of the module, its classes and functions; none where it cannot be parsed."""
     try:
-        tree = _parsed(path)
+        tree = parsed(path)
     except (OSError, SyntaxError, ValueError, RecursionError):
         return
     waiting: list[tuple[str, ast.AST]] = [("", tree)]
@@ -135,16 +121,7 @@ def _reference() -> Iterator[tuple[str, str]]:
     path = Path(spec.submodule_search_locations[0]) / "topics.py" if spec and spec.submodule_search_locations else None
     if path is None or not path.is_file():  # some systems ship it in a package of its own
         return
-    topics = next((ast.literal_eval(node.value) for node in _parsed(path, size=None).body if isinstance(node, ast.Assign)), {})
+    topics = next((ast.literal_eval(node.value) for node in parsed(path, size=None).body if isinstance(node, ast.Assign)), {})
     for topic in sorted(topics):
         for number, text in enumerate(topics[topic].split("\n\n")):
             yield f"pydoc_data/topics.py:{topic}.{number}", text.strip()
-
-
-def _parsed(path: Path, size: int | None = FILE_BYTES) -> ast.Module:
-    if size is not None and path.stat().st_size > size:
-        raise ValueError(f"{path} is larger than {size} bytes")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SyntaxWarning)  # about others' code
-        warnings.simplefilter("ignore", DeprecationWarning)
-        return ast.parse(path.read_bytes())
