@@ -1,18 +1,20 @@
 """What a user would pick instead of a network: a support vector machine on plain features; and the commonest class.
 
-Knows no modality: it is handed the function that makes features of stored arrays.
+Knows no modality: it is handed the function that makes features of stored arrays. `targets` gives what rows are labelled, as `Store.targets`:
+(n,) of class ids, or where rows have several (n, K), of which each column gets a machine of its own (`ml.one_versus_rest`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from ml.calibration import fit_temperature, softmax
+from ml.one_versus_rest import answers, fitted, right, scores
 from ml.progress import update
+
+Targets = Callable[[np.ndarray], np.ndarray]
 
 ROWS = 10_000
 """Training rows at most: the time of a support vector machine grows with their square."""
@@ -24,9 +26,10 @@ GRID = [{"C": C, "gamma": gamma} for gamma in (1.0, 0.3, 0.1, 3.0) for C in (3.0
 
 @dataclass(frozen=True)
 class Classical:
-    """Probabilities (M, K) of the rows asked for, the settings chosen, and what a reader should know."""
+    """Probabilities (M, K) of the rows asked for, or what else a head's answers are, of a head without labels its outputs; the settings chosen, and
+    what a reader should know."""
 
-    probabilities_NK: np.ndarray
+    answers: np.ndarray
     settings: dict[str, float]
     note: str
 
@@ -34,6 +37,7 @@ class Classical:
 def classical(
     array: np.ndarray,
     labels: np.ndarray,
+    targets: Targets,
     train: np.ndarray,
     validation: np.ndarray,
     test: np.ndarray,
@@ -41,7 +45,7 @@ def classical(
     classes: int,
     seed: int,
 ) -> Classical:
-    """Fits on the rows `train` of `array` (N, ...) with `labels` (N,), and scores the rows `test`.
+    """Fits on the rows `train` of `array` (N, ...) to their targets, and scores the rows `test`; `labels` (N,) are what few rows are drawn by.
 
     The validation rows choose its settings and calibrate its probabilities, as they choose the network's best epoch.
     """
@@ -57,20 +61,20 @@ def classical(
     mean_D, std_D = known_ND.mean(0), known_ND.std(0)
     std_D = np.maximum(std_D, 0.05 * std_D.mean() + 1e-6)
     scaled_ND = (raw_ND - mean_D) / std_D
-    settings = _search(scaled_ND[tried], labels[rows][tried], (held_ND - mean_D) / std_D, labels[held])
+    settings = _search(scaled_ND[tried], targets(rows[tried]), (held_ND - mean_D) / std_D, targets(held))
     update("classical", 1, 3)
-    machine = SVC(C=settings["C"], kernel="precomputed", cache_size=500).fit(_kernel(_distances(scaled_ND, scaled_ND), settings["gamma"]), labels[rows])
+    own_NN = _kernel(_distances(scaled_ND, scaled_ND), settings["gamma"])
+    machine = fitted(lambda: SVC(C=settings["C"], kernel="precomputed", cache_size=500), own_NN, targets(rows))
     update("classical", 2, 3)
 
-    def scores(asked: np.ndarray) -> np.ndarray:
+    def scored(asked: np.ndarray) -> np.ndarray:
         parts = [asked[start : start + 1000] for start in range(0, len(asked), 1000)]
         distances = (_distances((features(array[part]) - mean_D) / std_D, scaled_ND) for part in parts)
-        return np.concatenate([_scores(machine, _kernel(distance, settings["gamma"]), classes) for distance in distances])
+        return np.concatenate([scores(machine, _kernel(distance, settings["gamma"]), classes) for distance in distances])
 
-    temperature = fit_temperature(scores(validation), labels[validation])
-    probabilities_NK = softmax(scores(test) / temperature)
+    told, temperature = answers(scored(validation), targets(validation), scored(test))
     update("classical", 3, 3)
-    return Classical(probabilities_NK, settings | {"temperature": temperature}, note)
+    return Classical(told, settings | {"temperature": temperature}, note)
 
 
 def majority(labels_N: np.ndarray, classes: int, rows: int) -> np.ndarray:
@@ -89,17 +93,17 @@ def draw(rows: np.ndarray, labels: np.ndarray, limit: int, seed: int) -> np.ndar
     return np.sort(np.concatenate(chosen))
 
 
-def _search(train_ND: np.ndarray, train_N: np.ndarray, held_MD: np.ndarray, held_M: np.ndarray) -> dict[str, float]:
-    """The settings of GRID that get most of the held rows right; the first of equals."""
+def _search(train_ND: np.ndarray, train_targets: np.ndarray, held_MD: np.ndarray, held_targets: np.ndarray) -> dict[str, float]:
+    """The settings of GRID that are right most often on the held rows; the first of equals."""
     from sklearn.svm import SVC
 
     own_NN, across_MN = _distances(train_ND, train_ND), _distances(held_MD, train_ND)
 
-    def right(setting: dict[str, float]) -> int:
-        machine = SVC(C=setting["C"], kernel="precomputed").fit(_kernel(own_NN, setting["gamma"]), train_N)
-        return int((machine.predict(_kernel(across_MN, setting["gamma"])) == held_M).sum())
+    def good(setting: dict[str, float]) -> float:
+        machine = fitted(lambda: SVC(C=setting["C"], kernel="precomputed"), _kernel(own_NN, setting["gamma"]), train_targets)
+        return right(machine, _kernel(across_MN, setting["gamma"]), held_targets)
 
-    return max(GRID, key=right)
+    return max(GRID, key=good)
 
 
 def _distances(a_ND: np.ndarray, b_MD: np.ndarray) -> np.ndarray:
@@ -112,12 +116,3 @@ def _kernel(distances_NM: np.ndarray, gamma: float) -> np.ndarray:
     """The radial basis function exp(−gamma · distance)."""
     return np.exp(-gamma * distances_NM, dtype=np.float64)
 
-
-def _scores(machine: Any, kernel_NM: np.ndarray, classes: int) -> np.ndarray:
-    """A score for each class (N, K); one that had no training row gets the lowest."""
-    found = machine.decision_function(kernel_NM)
-    if found.ndim == 1:
-        found = np.stack([-found, found], axis=1)
-    scores_NK = np.full((len(kernel_NM), classes), found.min() - 1)
-    scores_NK[:, machine.classes_] = found
-    return scores_NK

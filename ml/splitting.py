@@ -29,8 +29,8 @@ class Split:
 
 
 def split(table: pd.DataFrame, classes: tuple[str, ...], options: Splitting, seed: int) -> Split:
-    """Divides the labelled rows. An official validation part is kept; otherwise each class gives its share, whole groups at
-    a time, in an order that depends on the seed and the group alone."""
+    """Divides the labelled rows, by classes or where rows have several by strata. An official validation part is kept; otherwise each gives
+    its share, whole groups at a time, in an order that depends on the seed and the group alone."""
     classes = classes or ("",)  # data without labels are all of one kind
     label, part, group = (table[name].to_numpy() for name in ("label", "part", "group"))
     labelled = label != UNLABELLED
@@ -74,15 +74,13 @@ def _take_validation(rest: np.ndarray, label: np.ndarray, group: np.ndarray, fra
 
 def _few(rest: np.ndarray, label: np.ndarray, classes: tuple[str, ...], options: Splitting) -> np.ndarray:
     counts = np.bincount(label[rest], minlength=len(classes))
-    empty = [classes[k] for k in np.flatnonzero(counts == 0)]
-    if empty:
-        raise InputError(f"no training row is left for {len(empty)} of {len(classes)} classes ({', '.join(empty[:5])}). Give each class at least 3 different items.")
+    there = counts > 0  # some strata may be in an official test or validation part alone
     if options.labels_per_class is not None:
-        short = [f"{classes[k]} has {counts[k]}" for k in np.flatnonzero(counts < options.labels_per_class)]
+        short = [f"{classes[k]} has {counts[k]}" for k in np.flatnonzero(there & (counts < options.labels_per_class))]
         if short:
             raise InputError(
                 f"splitting.labels_per_class asks for {options.labels_per_class} training labels of each class, but {'; '.join(short[:5])}"
-                f"{' and others' if len(short) > 5 else ''}. Ask for at most {counts.min()}."
+                f"{' and others' if len(short) > 5 else ''}. Ask for at most {counts[there].min()}."
             )
         wanted = np.full(len(classes), options.labels_per_class)
     elif options.label_fraction is not None:

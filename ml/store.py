@@ -29,18 +29,22 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 
-from ml.contracts import DataSpec, InputError
+from ml.contracts import UNLABELLED, DataSpec, InputError
 from ml.crash import crash_point
+from ml.label_sets import shown
 from ml.ragged import Ragged
 
 VERSION = 2
 TABLE, QUARANTINE, MANIFEST = "table.parquet", "quarantine.parquet", "manifest.json"
 PARTIAL = ".partial-"
+SETS = "labels"
+"""The table's column of class ids, of data whose rows have several; read as one flat array."""
 
 
 class Store:
-    """An opened store: `arrays`, of which `array` is what models read, `table`, `labels`, `spec`, `digest`, `manifest`."""
+    """An opened store: `arrays`, of which `array` is what models read, `table`, `labels`, `targets`, `spec`, `digest`, `manifest`."""
 
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
         self.path = path
@@ -84,16 +88,45 @@ class Store:
     @cached_property
     def table(self) -> pd.DataFrame:
         """row_id, key, label (-1 unlabelled), split, part, group, slice, width, height; one line a row of `array`."""
-        return pd.read_parquet(self.path / TABLE)
+        return pd.read_parquet(self.path / TABLE, columns=[name for name in pq.read_schema(self.path / TABLE).names if name != SETS])
 
     @cached_property
     def labels(self) -> np.ndarray:
-        """(N,) int64 class ids, -1 where unlabelled."""
+        """(N,) int64 numbers into `strata`, -1 where unlabelled: the class, or where rows have several what they are stratified by."""
         return self.table["label"].to_numpy(np.int64)
 
+    @property
+    def strata(self) -> tuple[str, ...]:
+        """What `labels` number: the classes, or where rows have several those that are the rarest of some row, and that of no class."""
+        return tuple(self.manifest.get("strata", self.spec.classes))
+
+    @cached_property
+    def sets(self) -> Ragged | None:
+        """Where rows have several labels, the class ids of each."""
+        if SETS not in pq.read_schema(self.path / TABLE).names:
+            return None
+        column = pq.read_table(self.path / TABLE, columns=[SETS])[SETS].combine_chunks()
+        return Ragged(column.values.to_numpy(zero_copy_only=False), column.offsets.to_numpy().astype(np.int64))
+
+    def targets(self, numbers: np.ndarray) -> np.ndarray:
+        """(n,) int64 class ids of the given rows, or where rows have several (n, K) int8, 1 for those that apply; UNLABELLED where there is none."""
+        if self.sets is None:
+            return self.labels[numbers]
+        chosen = self.sets[numbers]
+        targets_NK = np.zeros((len(chosen), len(self.spec.classes)), np.int8)
+        targets_NK[np.repeat(np.arange(len(chosen)), chosen.lengths), chosen.values] = 1
+        targets_NK[self.labels[numbers] == UNLABELLED] = UNLABELLED
+        return targets_NK
+
+    def named(self, numbers: np.ndarray) -> list[str]:
+        """The labels of the given rows in words, "" where there is none."""
+        classes, labelled = self.spec.classes, (self.labels[numbers] != UNLABELLED) & bool(self.spec.classes)
+        found = self.labels[numbers] if self.sets is None else self.sets[numbers]
+        return [("" if not known else classes[one] if self.sets is None else shown(tuple(classes[k] for k in one))) for one, known in zip(found, labelled, strict=True)]
+
     def rows(self, numbers: np.ndarray) -> dict[str, np.ndarray | Ragged]:
-        """All arrays at the given rows, by name in their order, and their labels."""
-        return {name: array[numbers] for name, array in self.arrays.items()} | {"label": self.labels[numbers]}
+        """All arrays at the given rows, by name in their order, and as "label" their targets."""
+        return {name: array[numbers] for name, array in self.arrays.items()} | {"label": self.targets(numbers)}
 
     @property
     def quarantine(self) -> pd.DataFrame:
