@@ -54,7 +54,7 @@ def train(module, groups, store, modality, augment, rows, settings, seed, views,
     for epoch in range(epochs):
         random = np.random.Generator(np.random.Philox(seed_of(seed, "order", epoch)))
         for step, chosen in enumerate(np.array_split(rows[random.permutation(len(rows))], steps)):
-            array_B, targets_B = torch.from_numpy(store.array[chosen]), torch.from_numpy(store.labels[chosen])
+            array_B, targets_B = torch.from_numpy(store.array[chosen]), torch.from_numpy(store.targets(chosen))
             inputs, mix = [], None
             for view in range(views):
                 one, mix = modality.augment(array_B, store.spec, augment, generator(seed, "augment", epoch, step, 0, view))
@@ -94,7 +94,7 @@ def run(recipe: Recipe, folder: Path) -> dict[str, Any]:
     cpu, modality = torch.device("cpu"), recipe.data.modality.make()
     store = preprocess(recipe.data.source.make(), modality, recipe.data, folder / "work", folder / "stores")
     draw(overview(store, modality), folder)
-    parts = split(store.table, store.spec.classes, recipe.splitting, recipe.seed)
+    parts = split(store.table, store.strata, recipe.splitting, recipe.seed)
 
     def augment(part):
         return augmentation(recipe, part, store.spec)
@@ -153,7 +153,7 @@ def measure_all(recipe: Recipe, store: Store, parts: Split, folder: Path) -> Non
     arms = {
         "model": predictor.answers(truth),
         "baseline": Predictor.load(folder / "baseline").answers(truth),
-        "classical": simple.probabilities_NK,
+        "classical": simple.answers,
         "trivial": head.trivial_answers(store.rows(parts.train), truth),
     }
 

@@ -13,27 +13,20 @@ import argparse
 import hashlib
 import json
 import os
-import platform
-import resource
 import shutil
-import socket
 import sqlite3
-import subprocess
 import sys
 import tempfile
-import time
-import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
-ROOT = Path(__file__).resolve().parents[1]
+from benchmarks.harness import ROOT, WARMSTART, machine, median, prefect_server, run
+
 RECIPE = str(ROOT / "conf" / "image" / "digits.yaml")
 TRAINED = ("pretrain", "finetune", "baseline")
 RATIO_GOAL, SECONDS_GOAL = 1.10, 5.0
@@ -88,7 +81,7 @@ def pipeline(scratch: Path, name: str, overrides: list[str]) -> dict[str, Any]:
     folder = scratch / name
     folder.mkdir()
     shutil.copy(scratch / "ready" / "mlflow.db", folder / "mlflow.db")
-    command = [sys.executable, "-c", "from flows.cli import command; command()", "run", RECIPE, *overrides, "--json"]
+    command = [*WARMSTART, "run", RECIPE, *overrides, "--json"]
     taken, output = run(command, folder)
     result = json.loads(output)
     stages = {stage["name"]: {"seconds": stage["seconds"]} for stage in result["stages"]}
@@ -116,44 +109,6 @@ def bare(overrides: list[str]) -> dict[str, Any]:
     return {**taken, "stages": json.loads(output)}
 
 
-def run(command: list[str], folder: Path) -> tuple[dict[str, float], str]:
-    """Wall and CPU seconds and standard output of a fresh process, whose own errors end this one."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "WARMSTART_HOME": str(folder / ".warmstart")}
-    environment.pop("MLFLOW_TRACKING_URI", None)
-    began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    taken = {"wall": time.perf_counter() - began, "cpu": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime}
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-3000:]}")
-    return taken, done.stdout
-
-
-@contextmanager
-def prefect_server(scratch: Path) -> Iterator[None]:
-    """A Prefect server as a user runs one, on a free port, its records in `scratch`."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    os.environ |= {"PREFECT_HOME": str(scratch / "prefect"), "DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
-    os.environ.pop("PREFECT_API_URL", None)
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    with (scratch / "prefect.log").open("w") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-        try:
-            for _ in range(600):
-                try:
-                    urllib.request.urlopen(f"http://127.0.0.1:{port}/api/health", timeout=5).close()
-                    break
-                except OSError:
-                    time.sleep(0.5)
-            os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
-            yield
-        finally:
-            server.terminate()
-            server.wait()
-
-
 def trained(one: dict[str, Any]) -> float:
     """Seconds of the three trainings."""
     return sum(one["stages"][name]["seconds"] for name in TRAINED)
@@ -178,13 +133,7 @@ def figures(pairs: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
         "bare script, s": [one["wall"] for one in bares],
         "control: bare / bare": [trained(one) / trained(other) for one, other in zip(bares[:-1:2], bares[1::2], strict=False)],
     }
-    return {name: _median(values) for name, values in found.items() if values}
-
-
-def _median(values: list[float]) -> dict[str, float]:
-    drawn = np.random.default_rng(0).choice(values, (10_000, len(values)))
-    low, high = np.quantile(np.median(drawn, axis=1), [0.025, 0.975])
-    return {"median": float(np.median(values)), "low": float(low), "high": float(high), "n": len(values)}
+    return {name: median(values) for name, values in found.items() if values}
 
 
 def equal_work(pairs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -198,15 +147,6 @@ def equal_work(pairs: list[dict[str, Any]]) -> dict[str, Any]:
             "weights": len({one["weights"] for one in runs}),
         }
     return found
-
-
-def machine(threads: int) -> dict[str, Any]:
-    """What the figures were taken on."""
-    cpu = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")),
-        platform.machine(),
-    )
-    return {"cpu": cpu, "cores": len(os.sched_getaffinity(0)), "threads": threads, "python": platform.python_version()} | {name: version(name) for name in ("torch", "mlflow", "prefect")}  # fmt: skip
 
 
 def table(result: dict[str, Any]) -> str:
