@@ -31,10 +31,10 @@ def check(recipe: Recipe) -> dict[str, Any]:
     """Facts about the data, warnings, and the cost to expect; InputError for what cannot be used."""
     place = home()
     with _empty_again(place), tempfile.TemporaryDirectory(dir=place, prefix="check-") as folder:
-        source = recipe.data.source.make()
-        store = preprocess(source, recipe.data.modality.make(), recipe.data, Path(folder) / "work", Path(folder) / "stores", recipe.finetuning.head.chosen.labels)
+        source, head = recipe.data.source.make(), recipe.finetuning.head.chosen
+        store = preprocess(source, recipe.data.modality.make(), recipe.data, Path(folder) / "work", Path(folder) / "stores", head.labels, head.several)
         facts = summary(store)
-        parts = split(store.table, store.spec.classes, recipe.splitting, recipe.seed)
+        parts = split(store.table, store.strata, recipe.splitting, recipe.seed)
         rows = {
             "pretraining": len(rows_of(store, *SEEN)),
             "training": len(parts.train),
@@ -45,6 +45,7 @@ def check(recipe: Recipe) -> dict[str, Any]:
     data = {
         "rows": rows,
         "classes": {name: sum(counts.values()) for name, counts in facts["classes"].items()},
+        **({"rows of no class": facts["of_no_class"], "labels a row": round(facts["labels_per_row"], 2)} if "of_no_class" in facts else {}),
         "stored as": facts["shape"],
         "quarantined": facts["quarantined"],
         "reasons": facts["reasons"],
@@ -78,7 +79,7 @@ def _warnings(facts: dict[str, Any], rows: dict[str, int], recipe: Recipe) -> li
         found.append(f"{sum(facts['leakage'].values())} copies of test rows were found outside the test and are left out")
     if facts["imbalance"] > IMBALANCE:
         found.append(
-            f"the largest class is {facts['imbalance']:.0f} times the smallest: consider finetuning.balance=weights and the metric balanced_accuracy"
+            f"the largest class is {facts['imbalance']:.0f} times the smallest: consider finetuning.balance=weights and the metric macro_f1"
         )
     if rows["test"] < 100:
         found.append(f"only {rows['test']} test rows: intervals will be wide")

@@ -30,7 +30,7 @@ def pipeline(recipe: Recipe, from_stage: str = "") -> dict[str, Any]:
         splits = split(dataset, recipe, run)
         model = finetune(dataset, backbone, splits, recipe, run)
         scratch = baseline(dataset, splits, recipe, run) if recipe.finetuning.baseline else None
-        simple = classical(dataset, splits, recipe, run) if recipe.finetuning.classical and recipe.finetuning.head.chosen.labels else None
+        simple = classical(dataset, splits, recipe, run) if recipe.finetuning.alternative else None
         evaluation = evaluate(dataset, backbone, splits, model, scratch, simple, recipe, run)
         registered = register(dataset, backbone, splits, model, evaluation, recipe, run)
         return report(dataset, backbone, splits, model, scratch, simple, evaluation, registered, recipe, run)

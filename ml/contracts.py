@@ -59,7 +59,10 @@ class Mix:
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch on the device: what the backbone reads, by name, and the targets (UNLABELLED where there is none)."""
+    """One batch on the device: what the backbone reads, by name, and the targets (UNLABELLED where there is none).
+
+    A target is a class id, or where rows have several labels (B, K) int8, 1 for those that apply and UNLABELLED throughout where there is none.
+    """
 
     inputs: Mapping[str, Tensor]
     targets_B: Tensor
@@ -110,7 +113,8 @@ class Raw:
 class Source(Protocol):
     """Where rows come from.
 
-    `scan()` gives a frame with the columns key (str, unique, stable across machines), label (str or None), split ("train",
+    `scan()` gives a frame with the columns key (str, unique, stable across machines), label (str or None, or where rows may have
+    several labels a tuple of distinct str, empty where no class applies), split ("train",
     "validation", "test", "unlabelled" or None), group (str or None), slice (str or None). It reads no pixels.
     `read(keys)` yields one Raw a key, in order, never raising for a bad item.
     `fingerprint()` is a digest that changes when the data do (paths, sizes, times; contents where those are small).
@@ -150,8 +154,8 @@ class Modality(Protocol):
     describes the result to models; `pack(rows, spec)` makes of decoded rows the arrays to be stored, by name, first the one that
     models read.
 
-    From store to model: `collate(rows, spec)` makes one array of stored rows; `encode(array_B..., spec)` makes inputs of it
-    without randomness, `augment(array_B..., spec, augmentation, generator)` with per-sample parameters, on the array's device. `presets`
+    From store to model: `collate(rows, spec)` makes one array of stored rows, each cut to what a model reads at once unless it is to be `whole`;
+    `encode(array_B..., spec)` makes inputs of it without randomness, `augment(array_B..., spec, augmentation, generator)` with per-sample parameters, on the array's device. `presets`
     maps an augmentation's name to its defaults, given the spec.
 
     From a user: `serve(value, files)` makes raw bytes of what a request holds, or files with one of `suffixes`. A request's columns are `fields`,
@@ -184,7 +188,8 @@ class Backbone(Protocol):
 class Objective(Protocol):
     """An nn.Module around a backbone (`self.backbone`): `step(batch) -> StepResult` on `views` augmented views.
 
-    `needs` are the backbone traits without which it cannot work; `labels` says that it trains on labelled rows only;
+    `needs` are the backbone traits without which it cannot work; `reads`, where there is one, names the modalities whose rows hold what it
+    learns from; `labels` says that it trains on labelled rows only;
     `augmentation` names the modality's preset that suits it. `packed` says that it trains on a stream of tokens in blocks instead of
     rows. `pictures(batch)` may give named (C, H, W) images in [0, 1], `examples(batch, read)` lines of text, where `read` makes text
     of token ids.
@@ -204,23 +209,29 @@ class Head(Protocol):
     """What a model is fine-tuned for: an nn.Module over a backbone, given its width D (of `Features.whole`) and the DataSpec.
 
     `step(backbone, batch)` gives the loss. What is learnt is told in three forms: `outputs(backbone, inputs)` are the numbers (B, S) of
-    each row, S the same for all batches; `answers(outputs_NS, rows, temperature)` is what a user is told of each row (probabilities (N, K), or
+    each row, those of batches with a smaller S filled up with NaN; `answers(outputs_NS, rows, temperature)` is what a user is told of each row (probabilities (N, K), or
     a list); `scores(answers, rows)` (N, S') is what `metrics` read: functions of (targets_N, scores_NS) that give a float, of which `primary`
     chooses. Heads whose `labels` is false learn from what the modality stores beside a row, and their metrics ignore the targets: their
-    scores are statistics of each row, from which the metric of any set of rows is made. Those that are `packed` train on a stream of tokens.
+    scores are statistics of each row, from which the metric of any set of rows is made. Those that are `packed` train on a stream of tokens;
+    those that are `whole` get rows of any length for `outputs`, and read them in windows.
 
-    `rows` holds arrays of the rows in question by name: those that the modality packs and, where there are labels, "label".
-    `trivial` says in words what `trivial_answers(train_rows, rows)` does; `frame(answers)` makes columns for users;
+    Of heads that tell `several` classes of a row the targets are (N, K), 0 or 1.
+
+    `rows` holds arrays of the rows in question by name: those that the modality packs and, where there are labels, "label", the targets.
+    `trivial` says in words what `trivial_answers(train_rows, rows)` does; `frame(answers)` makes columns for users, of numbers, texts or a type of Arrow's;
     `details(...)` gives what only this kind of head has to show, `pictures(...)` draws it. `needs` are backbone traits; `reads` names the
     modalities whose rows hold what it learns from, none meaning any. `calibrate(outputs_NS, rows)` may give a temperature.
-    `serve(backbone, inputs)` may give outputs with more in them than a measurement needs.
+    `serve(backbone, inputs)` may give outputs with more in them than a measurement needs. Where there are no labels,
+    `alternative(train_rows, validation_rows, rows, spec, seed)` may give what a simple method's outputs would be.
     """
 
     Options: ClassVar[type[Options]]
     needs: ClassVar[frozenset[str]]
     reads: ClassVar[frozenset[str]]
     labels: ClassVar[bool]
+    several: ClassVar[bool]
     packed: ClassVar[bool]
+    whole: ClassVar[bool]
     trivial: ClassVar[str]
     primary: ClassVar[str]
     metrics: ClassVar[Mapping[str, Callable[[np.ndarray, np.ndarray], float]]]
@@ -239,7 +250,7 @@ class Method(Protocol):
     Both are pure functions of their arguments, so that a resumed run repeats them. Every parameter that is ever trained is
     in a group from the start; `prepare` sets `requires_grad` and train/eval modes for the part of the training
     that has passed (0 ≤ progress < 1). `begin(model)` may add modules before the groups are asked for, and `finish(model)` takes them
-    out again, so that what is kept is the model as it was built; `suits(backbone)` may refuse a backbone. A method with `rungs` and a
+    out again, so that what is kept is the model as it was built, and may give them as an `ml.adapter.Adapter`; `suits(backbone)` may refuse a backbone. A method with `rungs` and a
     `share` of the length for each is tried rung by rung instead, and trains nothing itself.
     """
 

@@ -25,7 +25,7 @@ RANK = {"test": 0, "validation": 1, "train": 2, "unlabelled": 3}
 
 
 def exact_duplicates(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Which rows are superfluous copies, and which are of a content that carries two labels; two masks over `table`.
+    """Which rows are superfluous copies, and which are of a content that carries two labels, or sets of them; two masks over `table`.
 
     `table` has the columns content, label, part. Of copies that agree one stays, by RANK and then by position; rows in conflict
     all go, as nobody knows which label is right.

@@ -43,9 +43,8 @@ class Blocks:
         """The texts of `rows`, one after the other in that order."""
         return cls(Packed(store.array, rows, store.spec.shape[0]), store.spec)
 
-    @property
-    def labels(self) -> np.ndarray:
-        return np.full(len(self.array), UNLABELLED)
+    def targets(self, numbers: np.ndarray) -> np.ndarray:
+        return np.full(len(numbers), UNLABELLED)
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ class Feed:
     def batch(self, rows: np.ndarray, epoch: int, step: int, micro: int = 0) -> Batch:
         """The batch of the given rows, with the randomness of (epoch, step, micro)."""
         chosen, spec = self.store.array[rows], self.store.spec
-        targets_B = torch.from_numpy(self.store.labels[rows]).to(self.device, non_blocking=True)
+        targets_B = torch.from_numpy(self.store.targets(rows)).to(self.device, non_blocking=True)
         views: list[dict[str, torch.Tensor]] = []
         mix: Mix | None = None
         for view in range(self.views):
@@ -129,8 +128,10 @@ def rows_of(store: Store, *parts: str) -> np.ndarray:
     return np.flatnonzero(store.table["part"].isin(parts))
 
 
-def plain_batches(store: Store, modality: Any, rows: np.ndarray, device: torch.device, batch_size: int = 256) -> Iterator[dict[str, torch.Tensor]]:
-    """Yields the encoded inputs of `rows`, in order and without augmentation."""
+def plain_batches(
+    store: Store, modality: Any, rows: np.ndarray, device: torch.device, batch_size: int = 256, whole: bool = False
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Yields the encoded inputs of `rows`, in order and without augmentation, cut to what a model reads at once unless they are to be `whole`."""
     for start in range(0, len(rows), batch_size):
-        array_B = torch.from_numpy(modality.collate(store.array[rows[start : start + batch_size]], store.spec)).to(device, non_blocking=True)
+        array_B = torch.from_numpy(modality.collate(store.array[rows[start : start + batch_size]], store.spec, whole=whole)).to(device, non_blocking=True)
         yield modality.encode(array_B, store.spec)

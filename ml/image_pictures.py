@@ -33,10 +33,10 @@ def sample(store: Store) -> Figure:
     montage = np.full((rows * tall, COLUMNS * (width + 2), channels), 255, dtype=np.uint8)
     figure = Figure(figsize=(COLUMNS, 1.25 * rows))
     axes = figure.add_axes((0, 0, 1, 1))
-    for place, row in enumerate(chosen):
+    for place, (row, name) in enumerate(zip(chosen, store.named(np.array(chosen)), strict=True)):
         top, left = place // COLUMNS * tall + tall - height, place % COLUMNS * (width + 2) + 1
         montage[top : top + height, left : left + width] = store.array[row]
-        axes.text(left + width / 2, top - 1, plain(store.spec.classes[store.labels[row]], 14), fontsize=8, ha="center", va="bottom")
+        axes.text(left + width / 2, top - 1, plain(name, 14), fontsize=8, ha="center", va="bottom")
     axes.imshow(montage.squeeze(-1) if channels == 1 else montage, cmap="gray", vmin=0, vmax=255, interpolation="nearest", aspect="auto")
     axes.axis("off")
     return figure

@@ -43,7 +43,7 @@ class Kind(enum.StrEnum):
 class LanguageOptions(contracts.Options):
     max_length: int | None = Field(None, ge=4, le=8192, description="Most tokens of a text that a model reads, with its two marks; unset, chosen by the data.")
     tokenizer: Kind = Field(Kind.wordpiece, description="How a tokenizer is trained on the training part.")
-    tokenizer_path: str = Field("", description="A tokenizer.json, or a folder with one or with a vocab.txt, to use instead of training one.")
+    tokenizer_path: str = Field("", description="A tokenizer.json, or a folder with one, with a vocab.txt or with a model of ours, to use instead of training one.")
     vocabulary: int | None = Field(None, ge=1, le=500_000, description="Most tokens of a trained vocabulary; unset, two for each row within 2,000 and 30,000.")
     lowercase: bool = Field(True, description="Makes letters small, in what models read.")
     form: Form = Field(Form.NFC, description="Unicode normal form.")
@@ -54,7 +54,7 @@ class LanguageOptions(contracts.Options):
 
 
 class Language(ABC):
-    """Base of Text, TextPair and Question."""
+    """Base of Text, TextPair, Question and Tagged."""
 
     name: ClassVar[str]
     least, most, tokens_a_row = 2_000, 30_000, 2.0

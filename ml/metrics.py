@@ -20,7 +20,7 @@ BINS = 15  # of the calibration error
 SMALLEST = 1e-15  # probabilities are kept this far from 0, so that one sure mistake costs 34.5 and not infinity
 
 
-def _weighted(metric: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]) -> Metric:
+def weighted(metric: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]) -> Metric:
     """A metric written for weights_NR, which without them counts each row once."""
 
     @wraps(metric)
@@ -36,42 +36,42 @@ def _weighted(metric: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
     return measure
 
 
-@_weighted
+@weighted
 def accuracy(targets_N: np.ndarray, probabilities_NK: np.ndarray, weights_NR: np.ndarray) -> np.ndarray:
     """Share of rows whose most probable class is right."""
     return (probabilities_NK.argmax(1) == targets_N) @ weights_NR / weights_NR.sum(0)
 
 
-@_weighted
+@weighted
 def balanced_accuracy(targets_N: np.ndarray, probabilities_NK: np.ndarray, weights_NR: np.ndarray) -> np.ndarray:
     """Mean over the classes that occur of the share of their rows that are right."""
     right, _, actual = _counts(targets_N, probabilities_NK, weights_NR)
-    return _mean(right / actual, actual > 0)
+    return mean_over(right / actual, actual > 0)
 
 
-@_weighted
+@weighted
 def macro_f1(targets_N: np.ndarray, probabilities_NK: np.ndarray, weights_NR: np.ndarray) -> np.ndarray:
     """Mean over the classes that occur or are predicted of 2·right / (predicted + actual)."""
     right, predicted, actual = _counts(targets_N, probabilities_NK, weights_NR)
-    return _mean(2 * right / (predicted + actual), predicted + actual > 0)
+    return mean_over(2 * right / (predicted + actual), predicted + actual > 0)
 
 
-@_weighted
+@weighted
 def auroc(targets_N: np.ndarray, probabilities_NK: np.ndarray, weights_NR: np.ndarray) -> np.ndarray:
     """Area under the ROC curve: of class 1 of two, else the mean of each class against the rest. NaN with one class only."""
     columns = [1] if probabilities_NK.shape[1] == 2 else range(probabilities_NK.shape[1])
     areas_RK = np.stack([_area(targets_N == column, probabilities_NK[:, column], weights_NR) for column in columns], axis=1)
-    return _mean(areas_RK, np.isfinite(areas_RK))
+    return mean_over(areas_RK, np.isfinite(areas_RK))
 
 
-@_weighted
+@weighted
 def log_loss(targets_N: np.ndarray, probabilities_NK: np.ndarray, weights_NR: np.ndarray) -> np.ndarray:
     """Mean of −log of the probability given to the right class, in nats."""
     own_N = probabilities_NK[np.arange(len(targets_N)), targets_N]
     return -np.log(np.clip(own_N, SMALLEST, 1)) @ weights_NR / weights_NR.sum(0)
 
 
-@_weighted
+@weighted
 def expected_calibration_error(targets_N: np.ndarray, probabilities_NK: np.ndarray, weights_NR: np.ndarray) -> np.ndarray:
     """Mean gap between confidence and accuracy over 15 equal bins, weighted by their rows (arXiv:1706.04599)."""
     confidence_N = probabilities_NK.max(1)
@@ -81,21 +81,21 @@ def expected_calibration_error(targets_N: np.ndarray, probabilities_NK: np.ndarr
     return gap_R / weights_NR.sum(0)
 
 
-@_weighted
+@weighted
 def precision(targets_N: np.ndarray, probabilities_NK: np.ndarray, weights_NR: np.ndarray) -> np.ndarray:
     """Of the rows predicted as a class, the share that are right: (K,), NaN where there are none."""
     right, predicted, _ = _counts(targets_N, probabilities_NK, weights_NR)
     return right / predicted
 
 
-@_weighted
+@weighted
 def recall(targets_N: np.ndarray, probabilities_NK: np.ndarray, weights_NR: np.ndarray) -> np.ndarray:
     """Of a class's rows, the share that are found: (K,), NaN where there are none."""
     right, _, actual = _counts(targets_N, probabilities_NK, weights_NR)
     return right / actual
 
 
-@_weighted
+@weighted
 def f1(targets_N: np.ndarray, probabilities_NK: np.ndarray, weights_NR: np.ndarray) -> np.ndarray:
     """2·right / (predicted + actual) of each class: (K,), NaN where it neither occurs nor is predicted."""
     right, predicted, actual = _counts(targets_N, probabilities_NK, weights_NR)
@@ -142,7 +142,8 @@ def _area(positive_N: np.ndarray, score_N: np.ndarray, weights_NR: np.ndarray) -
     return (positive_GR * below_GR).sum(0) / (positive_GR.sum(0) * negative_GR.sum(0))
 
 
-def _mean(values_RK: np.ndarray, there_RK: np.ndarray) -> np.ndarray:
+def mean_over(values_RK: np.ndarray, there_RK: np.ndarray) -> np.ndarray:
+    """The mean of each resample over the classes that are there."""
     return np.where(there_RK, values_RK, 0).sum(1) / there_RK.sum(1)
 
 
@@ -157,7 +158,7 @@ CLASSIFICATION: Mapping[str, Metric] = {
 
 PER_CLASS: Mapping[str, Metric] = {"precision": precision, "recall": recall, "f1": f1}
 
-UNITS: Mapping[str, str] = {"log_loss": "nats", "loss": "nats", "perplexity": "tokens", "bits_per_byte": "bits"}
+UNITS: Mapping[str, str] = {"log_loss": "nats", "loss": "nats", "perplexity": "tokens", "bits_per_byte": "bits", "median_rank": "places"}
 """Of metrics that are no shares of 1."""
 
-LOWER_IS_BETTER = frozenset({*UNITS, "expected_calibration_error"})
+LOWER_IS_BETTER = frozenset({*UNITS, "expected_calibration_error", "hamming_loss"})

@@ -39,6 +39,7 @@ def _classes(store: Store) -> Figure:
     axes.invert_yaxis()
     axes.set_xlabel("rows")
     kinds = f", {len(store.spec.classes)} classes" if store.spec.classes else ""
+    kinds += f", {store.manifest['of_no_class']:,} of none" if "of_no_class" in store.manifest else ""
     axes.set_title(f"{store.manifest['rows']:,} rows{kinds}" + _unlabelled(store))
     figure.legend(loc="outside lower center", ncols=len(COLOURS))
     return figure

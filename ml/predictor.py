@@ -24,7 +24,7 @@ from ml.choice import choice
 from ml.contracts import DataSpec, InputError
 from ml.modalities import MODALITIES
 from ml.model import Model, load_model, read_described, read_spec
-from ml.ragged import Ragged
+from ml.ragged import Ragged, joined
 
 BATCH = 256
 CPU = torch.device("cpu")
@@ -57,20 +57,23 @@ class Predictor:
 
     def outputs(self, arrays: np.ndarray | Ragged, batch_size: int = BATCH) -> np.ndarray:
         """The head's outputs (N, S) float32 for stored rows of what the model reads."""
-        return _batched(self.model, arrays, self.spec, self.device, batch_size)
+        return _batched(self.model, arrays, self.spec, self.device, batch_size, self.model.head.whole)
 
     def answers(self, rows: Mapping[str, Any], batch_size: int = BATCH) -> Any:
         """What is told of each stored row: probabilities (N, K) float32 of classes, or a list."""
         return self.model.head.answers(self.outputs(primary(rows), batch_size), rows, self.temperature)
 
-    def answers_of(self, values: Sequence[Any], batch_size: int = BATCH, files: bool = True) -> tuple[Any, list[str | None]]:
-        """The answers for values as those of `predict` that can be used, and for each value None, or the reason why it cannot be."""
-        found, errors = [], []
+    def answers_of(self, values: Sequence[Any], batch_size: int = BATCH, files: bool = True, served: bool = True) -> tuple[Any, list[str | None]]:
+        """The answers for values as those of `predict` that can be used, and for each value None, or the reason why it cannot be.
+
+        Unless they are `served` to a user, they are what is measured, and values are items as a source reads them.
+        """
+        forward, found, errors = self.model.serve if served else self.model, [], []
         for arrays, reasons in _decoded(values, self.modality, batch_size, files):
             errors += reasons
             if arrays:
                 rows = _stored(arrays, self.spec)
-                outputs_NS = _batched(self.model.serve, primary(rows), self.spec, self.device, batch_size)
+                outputs_NS = _batched(forward, primary(rows), self.spec, self.device, batch_size, self.model.head.whole)
                 found.append(self.model.head.answers(outputs_NS, rows, self.temperature))
         if not found:
             return [], errors
@@ -113,7 +116,7 @@ class Embedder:
         return _modality(self.spec)
 
     def embed_arrays(self, arrays: np.ndarray | Ragged, batch_size: int = BATCH) -> np.ndarray:
-        """Pooled features (N, D) float32 of stored rows."""
+        """Pooled features (N, D) float32 of stored rows, of longer ones those of what a model reads at once."""
         return _batched(lambda inputs: self.backbone.encode(inputs).pooled_BD, arrays, self.spec, self.device, batch_size)
 
     def predict(self, values: Sequence[Any], batch_size: int = BATCH, files: bool = True) -> pd.DataFrame:
@@ -132,14 +135,16 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> Predictor | 
     return (Predictor if (Path(folder) / "model.json").exists() else Embedder).load(folder, device)
 
 
-def _batched(forward: Callable[[Any], Tensor], arrays: np.ndarray | Ragged, spec: DataSpec, device: torch.device, batch_size: int) -> np.ndarray:
+def _batched(
+    forward: Callable[[Any], Tensor], arrays: np.ndarray | Ragged, spec: DataSpec, device: torch.device, batch_size: int, whole: bool = False
+) -> np.ndarray:
     modality = _modality(spec)
     parts = []
     with torch.inference_mode():
         for start in range(0, len(arrays), batch_size):
-            array_B = torch.from_numpy(np.array(modality.collate(arrays[start : start + batch_size], spec))).to(device)
+            array_B = torch.from_numpy(np.array(modality.collate(arrays[start : start + batch_size], spec, whole=whole))).to(device)
             parts.append(forward(modality.encode(array_B, spec)).float().cpu().numpy())
-    return np.concatenate(parts)
+    return joined(parts)
 
 
 def values_of(frame: pd.DataFrame, modality: Any) -> list[Any]:
@@ -159,13 +164,18 @@ def primary(rows: Mapping[str, Any]) -> np.ndarray | Ragged:
     return next(iter(rows.values()))
 
 
+def is_text(column: pd.Series) -> bool:
+    """Whether a column that is told holds texts: neither numbers nor what has a type of Arrow's, such as lists of numbers."""
+    return not (is_numeric_dtype(column) or isinstance(column.dtype, pd.ArrowDtype))
+
+
 def _with_errors(frame: pd.DataFrame, errors: list[str | None]) -> pd.DataFrame:
     """The rows of `frame`, which has those without an error, in their places among all; the others hold nothing."""
     whole = [name for name in frame if is_integer_dtype(frame[name])]
     for name in whole:
         frame[name] = frame[name].astype("Int64")  # can hold nothing, so that all parts of a scoring have one schema
     frame = frame.set_axis([row for row, error in enumerate(errors) if error is None]).reindex(range(len(errors)))
-    for name in [name for name in frame if not is_numeric_dtype(frame[name])]:
+    for name in [name for name in frame if is_text(frame[name])]:
         frame[name] = frame[name].astype(object).where(frame[name].notna(), None)
     return frame.assign(error=pd.Series(errors, dtype=object))
 

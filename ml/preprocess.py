@@ -5,7 +5,7 @@ The test rows are reserved here, before any statistic and any training, and no c
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,13 @@ import pandas as pd
 from ml.contracts import UNLABELLED, InputError, Modality, Raw, Source
 from ml.decoding import decode_all, discard, require_space, reserved
 from ml.duplicates import exact_duplicates, near_groups
+from ml.heads import HEADS
+from ml.label_sets import as_sets, ordered, rarest, shown
 from ml.labels import natural_order
 from ml.ragged import Ragged, row_bytes
 from ml.recipe import Data
 from ml.reservation import check_classes, keep_groups_apart, reserve_test
-from ml.store import Store, disk_errors, write_store
+from ml.store import SETS, Store, disk_errors, write_store
 
 SAMPLE_RUNS, SAMPLE_RUN = 16, 16
 SLICE_BYTES = 32 * 2**20
@@ -31,8 +33,10 @@ NAMED = 20
 """How many keys or classes the manifest or a message lists at most."""
 
 
-def preprocess(source: Source, modality: Modality, data: Data, workdir: Path, stores: Path, labelled: bool = True) -> Store:
+def preprocess(source: Source, modality: Modality, data: Data, workdir: Path, stores: Path, labelled: bool = True, several: bool = False) -> Store:
     """Makes the store of `source` under `stores`, or finds it there. Unless it must be `labelled`, data without any label are all of one kind.
+
+    Where a row may have `several` labels, one label is a set of one.
 
     Killed, the same call goes on with the chunks that `workdir` holds. The result depends on the data and options alone. Raises
     InputError for data that cannot be used, and for a full or read-only disk.
@@ -40,15 +44,7 @@ def preprocess(source: Source, modality: Modality, data: Data, workdir: Path, st
     scanned = source.scan()
     ignored = int(scanned.attrs.get("ignored", 0))
     scanned["label"] = scanned["label"].where(scanned["split"] != "unlabelled", None)  # whatever its column held
-    classes = natural_order(scanned["label"].dropna())
-    if not labelled and not classes:
-        classes = [KIND]
-        if scanned["split"].isin(["unlabelled", None]).all():
-            scanned["split"] = None  # said for want of labels: there is nothing else that the rows could be kept apart from
-        scanned["label"] = scanned["split"].map(lambda split: None if split == "unlabelled" else KIND)
-    elif labelled and len(classes) < 2:
-        found = f"one class only: {classes[0]!r}" if classes else "no labelled row"
-        raise InputError(f"the data hold {len(scanned)} rows and {found}. Telling classes apart takes labelled rows of at least two")
+    classes = _classes(scanned, labelled, several)
     modality = type(modality)(modality.plan(list(_sample(source, modality, scanned["key"].tolist())), len(scanned)))
     needed = len(scanned) * int(np.prod(modality.item_shape)) if modality.item_shape else len(scanned) * RAGGED_BYTES
     with disk_errors(workdir, 2 * needed):
@@ -63,7 +59,10 @@ def preprocess(source: Source, modality: Modality, data: Data, workdir: Path, st
     statistics = modality.statistics(_Slices(rows, training))
     spec = modality.spec([name for name in classes if name != KIND], statistics)
     manifest = {"scanned": len(scanned), "ignored": ignored, "quarantined": len(quarantine), **found, **_counts(table, classes)}
-    final = _final(table, classes, facts.columns)
+    if table["label"].map(lambda label: isinstance(label, tuple)).any():
+        sizes = table["label"].dropna().map(len)
+        manifest |= {"strata": natural_order(table["stratum"].dropna()), "of_no_class": int((sizes == 0).sum()), "labels_per_row": float(sizes.mean())}
+    final = _final(table, classes, facts.columns, manifest)
     with disk_errors(stores, needed):
         chunks = (modality.pack(chunk, spec) for chunk in _Slices(rows, positions))
         store = write_store(stores, chunks, final, quarantine, spec, manifest)
@@ -84,6 +83,28 @@ def summary(store: Store) -> dict[str, Any]:
     }
 
 
+def _classes(scanned: pd.DataFrame, labelled: bool, several: bool) -> list[str]:
+    """The classes in their order, once the labels have the form in which they are worked with."""
+    listed = bool(scanned["label"].map(lambda label: isinstance(label, tuple)).any())
+    if listed and labelled and not several:
+        heads = ", ".join(name for name, head in HEADS.items() if head.several)
+        raise InputError(f"rows of these data have several labels: set finetuning.head to one that tells them ({heads}), or name a column of one label a row")
+    if listed or several:
+        scanned["label"] = as_sets(scanned["label"])
+    classes = natural_order(scanned["label"].dropna().explode().dropna())
+    if listed or several:
+        scanned["label"] = ordered(scanned["label"], classes)
+    if not labelled and not classes:
+        classes = [KIND]
+        if scanned["split"].isin(["unlabelled", None]).all():
+            scanned["split"] = None  # said for want of labels: there is nothing else that the rows could be kept apart from
+        scanned["label"] = scanned["split"].map(lambda split: None if split == "unlabelled" else KIND)
+    elif labelled and len(classes) < (1 if several else 2):
+        found = f"one class only: {classes[0]!r}" if classes else "no labelled row" if scanned["label"].isna().all() else "no label"
+        raise InputError(f"the data hold {len(scanned)} rows and {found}. Telling classes apart takes labelled rows of at least two")
+    return classes
+
+
 def _clean(table: pd.DataFrame, rows: np.ndarray | Ragged, modality: Modality, data: Data, classes: list[str]) -> tuple[pd.DataFrame, dict[str, Any]]:
     """The rows to keep, each with its part and group, and counts of what was removed; the index stays the position in `rows`."""
     usable = table[table["reason"] == ""].copy()
@@ -97,12 +118,13 @@ def _clean(table: pd.DataFrame, rows: np.ndarray | Ragged, modality: Modality, d
     leaked = int((copy & (usable["part"] != "test") & usable["content"].isin(tested)).sum())
     disputed = [part for _, part in usable[conflict].groupby("content", sort=False)]
     kept = usable[~copy & ~conflict].copy()
+    kept["stratum"] = rarest(kept["label"])
     kept["named"] = kept["group"]
     signatures = kept["signature"].to_numpy(np.uint64)
     kept["group"] = near_groups(signatures, rows, kept.index.to_numpy(), modality, kept["named"], data.near_duplicates)
     sizes = kept["group"].value_counts()
     if not official:
-        kept["part"] = reserve_test(kept, data.test_fraction)
+        kept["part"] = reserve_test(kept.assign(label=kept["stratum"]), data.test_fraction)
     straddling = keep_groups_apart(kept)
     final = kept[~straddling]
     check_classes(final, classes, usable)
@@ -117,7 +139,7 @@ def _clean(table: pd.DataFrame, rows: np.ndarray | Ragged, modality: Modality, d
         "conflicts": {
             "items": len(disputed),
             "rows": int(conflict.sum()),
-            "examples": [{"keys": one["key"].tolist(), "labels": natural_order(one["label"].dropna())} for one in disputed[:NAMED]],
+            "examples": [{"keys": one["key"].tolist(), "labels": natural_order(one["label"].dropna().map(shown))} for one in disputed[:NAMED]],
         },
     }
 
@@ -130,7 +152,7 @@ def _check_quarantine(quarantine: pd.DataFrame, rows: int, limit: float) -> None
     common = "; ".join(f"{count} x {reason}" for reason, count in reasons.iloc[:3].items())
     example = quarantine["key"].iloc[0]
     if share == 1:
-        raise InputError(f"none of the {rows} items can be read: {common}. The first is {example!r}")
+        raise InputError(f"none of the {rows} items can be read: {common}. The first is {example!r}. Mend them, or name other data in data.source")
     raise InputError(
         f"{len(quarantine)} of {rows} items cannot be used ({share:.1%}, the limit is {limit:.1%}): {common}. The first is {example!r}. "
         f"Mend or remove them, or raise data.quarantine_limit to {min(1.0, np.ceil(share * 100) / 100):.2f}"
@@ -161,7 +183,7 @@ class _Slices:
 
 def _counts(table: pd.DataFrame, classes: list[str]) -> dict[str, Any]:
     parts = {str(part): int(count) for part, count in table["part"].value_counts().sort_index().items()}
-    labelled = table[table["label"].notna()]
+    labelled = table[["label", "part"]].explode("label").dropna()
     by_class = {name: {str(part): int(n) for part, n in one["part"].value_counts().sort_index().items()} for name, one in labelled.groupby("label")}
     return {
         "rows": len(table),
@@ -171,17 +193,20 @@ def _counts(table: pd.DataFrame, classes: list[str]) -> dict[str, Any]:
     }
 
 
-def _final(table: pd.DataFrame, classes: list[str], facts: pd.Index) -> pd.DataFrame:
+def _final(table: pd.DataFrame, classes: list[str], facts: pd.Index, manifest: Mapping[str, Any]) -> pd.DataFrame:
     """The store's table: documented columns first, then what else the modality told of an item."""
-    numbers = {name: number for number, name in enumerate(classes)}
+    strata = {name: number for number, name in enumerate(manifest.get("strata", classes))}
     columns = {
         "row_id": table["content"],
         "key": table["key"],
-        "label": table["label"].map(numbers).fillna(UNLABELLED).astype(np.int64),
+        "label": table["stratum"].map(strata).fillna(UNLABELLED).astype(np.int64),
         "split": table["split"],
         "part": table["part"],
         "group": pd.factorize(table["group"])[0].astype(np.int64),
         "slice": table["slice"],
     }
+    if "strata" in manifest:
+        numbers = {name: number for number, name in enumerate(classes)}
+        columns[SETS] = table["label"].map(lambda names: [numbers[name] for name in names or ()])
     own = {name: table[name].astype(np.int64) for name in facts if name not in ("content", "signature", "reason", "bytes")}
     return pd.DataFrame(columns | own).reset_index(drop=True)

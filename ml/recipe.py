@@ -127,6 +127,11 @@ class Finetuning(Section):
     baseline: bool = Field(True, description="Also fine-tune from random weights with the same data and budget.")
     classical: bool = Field(True, description="Also fit the simple alternative on the same labels.")
 
+    @property
+    def alternative(self) -> bool:
+        """Whether the simple alternative is fitted: to labels it is the modality's, without them the head's, where that has one."""
+        return self.classical and (self.head.chosen.labels or hasattr(self.head.chosen, "alternative"))
+
 
 class Evaluation(Section):
     """How the model is measured."""
@@ -183,15 +188,21 @@ class Recipe(Section):
             fit = [name for name, one in BACKBONES.items() if modality in one.modalities]
             raise ValueError(f"backbone {self.backbone.name.value!r} does not read {modality} data. Those that do: {', '.join(fit)}.")
         if self.pretraining.enabled:
-            lacking = self.pretraining.objective.chosen.needs - backbone.traits
+            objective, chosen = self.pretraining.objective.chosen, self.pretraining.objective.name.value
+            fit = [name for name, one in OBJECTIVES.items() if one.needs <= backbone.traits and _learns_from(one, modality)]
+            lacking = objective.needs - backbone.traits
             if lacking:
-                fit = [name for name, one in OBJECTIVES.items() if one.needs <= backbone.traits]
                 raise ValueError(
-                    f"objective {self.pretraining.objective.name.value!r} needs {', '.join(sorted(lacking))} of the backbone, which "
+                    f"objective {chosen!r} needs {', '.join(sorted(lacking))} of the backbone, which "
                     f"{self.backbone.name.value!r} does not give. Objectives that work with it: {', '.join(fit)}."
                 )
+            if not _learns_from(objective, modality):
+                raise ValueError(
+                    f"objective {chosen!r} learns from {' or '.join(sorted(objective.reads))} data, not from {modality} data. "
+                    f"Objectives that work here: {', '.join(fit)}."
+                )
         head = self.finetuning.head.chosen
-        if head.reads and modality not in head.reads:
+        if not _learns_from(head, modality):
             raise ValueError(f"head {self.finetuning.head.name.value!r} learns from {' or '.join(sorted(head.reads))} data, not from {modality} data.")
         lacking = head.needs - backbone.traits
         if lacking:
@@ -209,6 +220,12 @@ class Recipe(Section):
         if self.finetuning.metric and self.finetuning.metric not in metrics:
             raise ValueError(unknown("metric", self.finetuning.metric, metrics))
         return self
+
+
+def _learns_from(part: Any, modality: str) -> bool:
+    """Whether the rows of the modality hold what an objective or a head learns from."""
+    reads = getattr(part, "reads", frozenset())
+    return not reads or modality in reads
 
 
 def ladder(recipe: Recipe) -> list[Recipe]:

@@ -20,8 +20,8 @@ LARGEST_SHARE = 0.5
 def reserve_test(table: pd.DataFrame, fraction: float) -> np.ndarray:
     """The part of each row, with about `fraction` of the labelled training rows turned into "test".
 
-    `table` has part, label (None unlabelled), group (int), content and named (the user's group or None). Each class with two
-    groups or more gets a test row and keeps a training row.
+    `table` has part, label (what to stratify by, None unlabelled), group (int), content and named (the user's group or None). Each class
+    with two groups or more gets a test row and keeps a training row.
     """
     part = table["part"].to_numpy(object).copy()
     labelled = (part == "train") & table["label"].notna().to_numpy()
@@ -60,13 +60,13 @@ def keep_groups_apart(table: pd.DataFrame) -> np.ndarray:
 
 def check_classes(table: pd.DataFrame, classes: list[str], usable: pd.DataFrame) -> None:
     """InputError naming the classes that have no training row left, and where theirs went."""
-    left = set(table.loc[table["part"] == "train", "label"])
+    left = set(table.loc[table["part"] == "train", "label"].explode())
     lost = [name for name in classes if name not in left]
     if lost:
-        was = [f"{name!r} ({int((usable['label'] == name).sum())} readable rows)" for name in lost[:10]]
+        was = [f"{name!r} ({int((usable['label'].explode() == name).sum())} readable rows)" for name in lost[:10]]
         raise InputError(
             f"no training row is left of class {', '.join(was)} after removing unreadable items, conflicting labels and copies of test rows: "
-            "add pictures of that class, or remove the class"
+            "add rows of that class, or remove the class"
         )
 
 

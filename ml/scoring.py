@@ -21,14 +21,13 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pandas.api.types import is_numeric_dtype
 
 from ml import progress
 from ml.checkpoint import write_atomically
 from ml.contracts import InputError
 from ml.crash import crash_point
 from ml.files import locate
-from ml.predictor import Predictor
+from ml.predictor import Predictor, is_text
 from ml.table_files import SUFFIXES, open_table
 
 PART = 2048
@@ -153,9 +152,13 @@ def _begin(folder: Path, wanted: str) -> list[Path]:
 
 def _write(frame: pd.DataFrame, path: Path) -> None:
     """Columns of text are text even where every item is good, or bad, so that all parts have one schema."""
-    frame = frame.astype({name: "string" for name in frame if not is_numeric_dtype(frame[name])})
+    frame = frame.astype({name: "string" for name in frame if is_text(frame[name])})
     temporary = path.with_name("." + path.name)
-    frame.to_parquet(temporary, index=False)
+    typed = [name for name in frame if isinstance(frame[name].dtype, pd.ArrowDtype)]
+    table = pa.Table.from_pandas(frame.drop(columns=typed), preserve_index=False)
+    for name in typed:  # beside what pandas notes of its own types, as it could not read its note of these
+        table = table.add_column(frame.columns.get_loc(name), name, pa.chunked_array(frame[name].array.__arrow_array__()))
+    pq.write_table(table, temporary)
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
     temporary.replace(path)

@@ -70,7 +70,7 @@ class Unreadable(Exception):
 def decode_text(data: bytes, max_bytes: int) -> str:
     """The text of a file: by its byte order mark, as UTF-8, or in the likeliest of ENCODINGS; raises Unreadable."""
     if len(data) > max_bytes:
-        raise Unreadable(f"file of {len(data):,} bytes, above the limit of {max_bytes:,}")
+        raise Unreadable(f"{len(data):,} bytes, above the limit of {max_bytes:,}")
     for mark, encoding in BOMS:
         if data.startswith(mark):
             try:

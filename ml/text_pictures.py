@@ -42,7 +42,7 @@ def sample(store: Store) -> Figure:
     table = store.table[store.table["part"] == "train"]
     turn = table.groupby("label").cumcount()  # the first of each class, then the second of each ...
     rows = table.assign(turn=turn).sort_values(["turn", "label"], kind="stable").index[:SAMPLE].to_numpy()
-    return listed([(store.spec.classes[store.labels[row]] if store.spec.classes and store.labels[row] >= 0 else "", text) for row, text in zip(rows, _texts(store, rows), strict=True)])
+    return listed(list(zip(store.named(rows), _texts(store, rows), strict=True)))
 
 
 def mistakes(items: Sequence[Mapping[str, Any]], texts: Sequence[str]) -> Figure:

@@ -85,7 +85,8 @@ def _measure(
     if baseline is not None:
         answers["baseline"] = Predictor.load(fetch(baseline.stage.run_id, "model"), device).answers(truth)
     if classical is not None:
-        answers["classical"] = np.load(fetch(classical.stage.run_id, "probabilities.npy"), allow_pickle=False)
+        told = np.load(fetch(classical.stage.run_id, "answers.npy"), allow_pickle=False)
+        answers["classical"] = told if head.labels else head.answers(told, truth, 1.0)
     answers["trivial"] = head.trivial_answers(store.rows(rows.train), truth)
     before, table, count = head.answers(outputs_NS, truth, 1.0), store.table.iloc[rows.test], recipe.evaluation.mistakes
 

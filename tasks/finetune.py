@@ -10,11 +10,13 @@ import torch
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from ml.adapter import Adapter
 from ml.contracts import InputError
 from ml.feed import Blocks, Feed, plain_batches, seed_of
 from ml.fit import Fitted, fit
 from ml.metrics import LOWER_IS_BETTER
 from ml.model import Model, save_model
+from ml.ragged import joined
 from ml.recipe import Balance, Recipe, augmentation, ladder
 from ml.splitting import Split
 from ml.store import Store
@@ -72,19 +74,21 @@ def _one(name: str, dataset: DatasetRef, backbone: BackboneRef | None, splits: S
         model = Model.build(recipe.backbone, recipe.finetuning.head, store.spec)
         if backbone is not None:
             load_weights(model.backbone, fetch(backbone.stage.run_id, "backbone"), recipe.backbone)
-        temperature, fitted = _train(name, model, store, rows, recipe, stage)
+        temperature, fitted, adapter = _train(name, model, store, rows, recipe, stage)
         folder = stage.workdir / "model"
-        save_model(model.cpu(), folder, recipe.backbone, recipe.finetuning.head, store.spec, temperature)
-        for file in sorted(folder.iterdir()):
-            stage.log_artifact(file, "model")
+        save_model(model.cpu(), folder, recipe.backbone, recipe.finetuning.head, store.spec, temperature, adapter)
+        if adapter is not None:
+            adapter.save(stage.workdir / "adapter")
+        for file in sorted(one for part in ("model", "adapter") for one in (stage.workdir / part).rglob("*") if one.is_file()):
+            stage.log_artifact(file, file.parent.relative_to(stage.workdir).as_posix())
         return {"digest": f"{sha256(folder / 'model.safetensors')[:32]}{sha256(folder / 'model.json')[:32]}", "seconds": fitted.seconds, "score": fitted.best_score}
 
     summary, output = run.stage(name, body, options=options, inputs=inputs, modules=modules)
     return ModelRef(summary, output["digest"], output["seconds"], output["score"])
 
 
-def _train(name: str, model: Model, store: Store, rows: Split, recipe: Recipe, stage: StageRun) -> tuple[float, Fitted]:
-    """Trains in place; gives the temperature that calibrates the result on the validation rows, and how it went."""
+def _train(name: str, model: Model, store: Store, rows: Split, recipe: Recipe, stage: StageRun) -> tuple[float, Fitted, Adapter | None]:
+    """Trains in place; gives the temperature that calibrates the result on the validation rows, how it went, and what the method took off."""
     part, device, modality = recipe.finetuning, device_of(recipe.compute), recipe.data.modality.make()
     settings, method = part.fit, part.method.make()
     if hasattr(method, "begin"):
@@ -117,21 +121,20 @@ def _train(name: str, model: Model, store: Store, rows: Split, recipe: Recipe, s
         metric=f"validation/{metric}",
         higher_is_better=metric not in LOWER_IS_BETTER,
     )
-    if hasattr(method, "finish"):
-        method.finish(model)
+    adapter = method.finish(model) if hasattr(method, "finish") else None
     log_fitted(stage, fitted, len(chosen), metric)
     stage.log_metrics({"best/score": fitted.best_score, "best/epoch": float(fitted.best_epoch + 1)})
     if not hasattr(model.head, "calibrate"):
-        return 1.0, fitted
+        return 1.0, fitted, adapter
     temperature = model.head.calibrate(outputs(model, store, modality, rows.validation, device), truth)
     stage.log_metrics({"temperature": temperature})
-    return temperature, fitted
+    return temperature, fitted, adapter
 
 
 def outputs(model: Model, store: Store, modality, rows: np.ndarray, device: torch.device) -> np.ndarray:
     """Outputs (N, S) of the model in evaluation mode."""
     with torch.no_grad():
-        return torch.cat([model(inputs).float().cpu() for inputs in plain_batches(store, modality, rows, device)]).numpy()
+        return joined([model(inputs).float().cpu().numpy() for inputs in plain_batches(store, modality, rows, device, whole=model.head.whole)])
 
 
 def _stream(store: Store, rows: np.ndarray, seed: int) -> tuple[Blocks, np.ndarray]:
@@ -144,8 +147,7 @@ def _stream(store: Store, rows: np.ndarray, seed: int) -> tuple[Blocks, np.ndarr
 
 def _balance(model: Model, store: Store, rows: Split, balance: Balance) -> np.ndarray | None:
     """What is done against unbalanced classes: weights of the loss, or the weight with which each row is drawn."""
-    labels = store.labels[rows.train]
-    counts = np.bincount(labels, minlength=len(store.spec.classes))
     if balance is Balance.weights:
-        model.head.set_class_weights(torch.from_numpy(counts.mean() / counts).float())
-    return 1 / counts[labels] if balance is Balance.sampling else None
+        model.head.balance(store.targets(rows.train))
+    labels = store.labels[rows.train]
+    return 1 / np.bincount(labels)[labels] if balance is Balance.sampling else None

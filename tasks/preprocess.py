@@ -22,12 +22,12 @@ def preprocess(recipe: Recipe, run: Run) -> DatasetRef:
     options = dump(recipe.data)
     options.pop("source"), options.pop("workers")  # the fingerprint stands for the source; threads change no result
 
-    labelled = recipe.finetuning.head.chosen.labels
-    if not labelled:
-        options["labelled"] = False
+    labelled, several = recipe.finetuning.head.chosen.labels, recipe.finetuning.head.chosen.several
+    options |= {"labelled": False} if not labelled else {}
+    options |= {"several": True} if several else {}
 
     def body(stage: StageRun) -> dict:
-        store = build_store(source, recipe.data.modality.make(), recipe.data, stage.workdir, run.stores, labelled)
+        store = build_store(source, recipe.data.modality.make(), recipe.data, stage.workdir, run.stores, labelled, several)
         _log(stage, recipe, store)
         return {"digest": store.digest}
 

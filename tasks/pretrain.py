@@ -51,7 +51,7 @@ def pretrain(dataset: DatasetRef, recipe: Recipe, run: Run) -> BackboneRef:
         device = device_of(recipe.compute)
         backbone = recipe.backbone.make(store.spec)
         if start is not None:
-            stage.log_json(load_weights(backbone, start, recipe.backbone), "weights.json")
+            stage.log_json(load_weights(backbone, start, recipe.backbone, store.spec), "weights.json")
         seconds = _train(backbone, store, recipe, stage, device) if recipe.pretraining.enabled else 0.0
         save_backbone(backbone.cpu(), stage.workdir / "backbone", recipe.backbone, store.spec)
         stage.log_artifact(stage.workdir / "backbone" / "backbone.safetensors", "backbone")

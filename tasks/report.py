@@ -82,6 +82,7 @@ def _context(
             "items found": facts["scanned"],
             "rows used": facts["rows"],
             "classes": len(facts["classes"]),
+            **({"rows of no class": facts["of_no_class"], "labels a row": round(facts["labels_per_row"], 2)} if "of_no_class" in facts else {}),
             **{f"{part} rows": count for part, count in facts["parts"].items()},
             "stored as": " × ".join(map(str, facts["shape"])),
             "quarantined": facts["quarantined"],

@@ -25,7 +25,7 @@ def split(dataset: DatasetRef, recipe: Recipe, run: Run) -> SplitsRef:
 
     def body(stage: StageRun) -> dict:
         store = Store.open(Path(dataset.path))
-        parts = divide(store.table, store.spec.classes, recipe.splitting, recipe.seed)
+        parts = divide(store.table, store.strata, recipe.splitting, recipe.seed)
         named = {"train": parts.train, "validation": parts.validation, "test": parts.test}
         ids = pd.concat([pd.DataFrame({"row": rows, "row_id": store.table["row_id"].to_numpy()[rows], "part": part}) for part, rows in named.items()])
         ids.to_parquet(stage.workdir / "ids.parquet", index=False)

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import uuid
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +77,15 @@ class Done:
         """What it printed, which must be one JSON object, as `run --json` does."""
         assert self.code == 0, self.err
         return json.loads(self.out, parse_constant=lambda word: pytest.fail(f"{word} in JSON"))
+
+    def refused(self, words: list[str]) -> None:
+        """Checks that it ended with exit code 2 and one message that holds the words."""
+        assert self.code == 2, (self.code, self.err)
+        assert self.out == ""
+        assert "Traceback" not in self.err
+        assert [line[:6] for line in self.err.splitlines() if "error" in line.lower()[:20]] == ["error:"], self.err
+        for word in words:
+            assert word in self.err[self.err.index("error:") :], (word, self.err)
 
 
 class Running:
@@ -259,6 +269,75 @@ def tiny_text(tmp_path_factory) -> Path:
     return write_recipe(folder / "tiny.yaml", folder, data={"source": source, "modality": modality, "workers": 1}, **TEXT)
 
 
+def write_stories(folder: Path) -> dict:
+    """Texts without labels in files named after their parts."""
+    random = np.random.default_rng(0)
+    words = ["the", "sun", "moon", "sea", "rises", "sets", "over", "under", "a", "hill", "and", "then"]
+    for name, rows in (("train", 60), ("validation", 10), ("test", 10)):
+        lines = [" ".join(random.choice(words, random.integers(4, 30))) for _ in range(rows)]
+        (folder / f"{name}.csv").write_text("\n".join(["text", *lines]) + "\n")
+    return {"name": "text-table", "options": {"path": str(folder)}}
+
+
+def write_pairs(folder: Path) -> dict:
+    """Numbers in words of two languages."""
+    numbers = {"one": "eins", "two": "zwei", "three": "drei", "four": "vier", "five": "fünf", "six": "sechs"}
+    rows = [f"{a} and {b} or {a},{x} und {y} oder {x}" for a, x in numbers.items() for b, y in numbers.items()]
+    (folder / "pairs.csv").write_text("\n".join(["source,target", *rows]) + "\n")
+    return {"name": "text-pairs", "options": {"path": str(folder)}}
+
+
+def write_questions(folder: Path) -> dict:
+    """Questions about who lives where, some about somebody who is not told of; contexts longer than a model reads at once."""
+    lines = []
+    for number in range(40):
+        context = " ".join(f"The {one} lives in house{(number * 7 + place) % 50}." for place, one in enumerate(("smith", "miller", "baker", "tailor", "cook")))
+        name = ("smith", "miller", "baker", "tailor", "cook", "king")[number % 6]
+        start = context.find(f"The {name} lives in ")
+        answer = context[start:].split(".")[0].rpartition(" ")[2] if start >= 0 else ""
+        answers = {"text": [answer], "answer_start": [context.index(answer, start)]} if answer else {"text": [], "answer_start": []}
+        lines.append(json.dumps({"id": f"q{number}", "question": f"Where does the {name} live?", "context": context, "answers": answers}))
+    (folder / "questions.jsonl").write_text("\n".join(lines) + "\n")
+    return {"name": "squad", "options": {"path": str(folder)}}
+
+
+def write_tagged(folder: Path) -> dict:
+    """Sentences with a tag for each word, by which names can be told."""
+    random, lines = np.random.default_rng(0), []
+    tags = {"Anna": "B-PER", "Otto": "B-PER", "Rome": "B-LOC", "Oslo": "B-LOC"} | dict.fromkeys(["saw", "left", "and", "then", "slowly", "for", "again"], "O")
+    for _ in range(50):
+        lines += [f"{word} {tags[word]}" for word in random.choice(list(tags), random.integers(3, 14))] + [""]
+    (folder / "sentences.conll").write_text("\n".join(lines) + "\n")
+    return {"name": "tagged-text", "options": {"path": str(folder)}}
+
+
+# For each head without classes: what writes its data, and what a recipe changes for it.
+HEADS_WITHOUT_CLASSES = {
+    "language-model": (write_stories, {"name": "text", "options": {"max_length": 16, "vocabulary": 60}}, "gpt", {}, "causal-language", {"written": 4}),
+    "translation": (write_pairs, {"name": "text-pair", "options": {"max_length": 12, "vocabulary": 300}}, "bart", {}, "span-corruption", {}),
+    "answering": (write_questions, {"name": "question", "options": {"max_length": 24, "stride": 8, "vocabulary": 200}}, "bert", {"size": "tiny"}, "masked-language", {}),
+    "embedding": (write_pairs, {"name": "text-pair", "options": {"max_length": 12, "vocabulary": 300}}, "text-cnn", {"width": 16}, "pairs", {}),
+    "tagging": (write_tagged, {"name": "tagged", "options": {"max_length": 16, "vocabulary": 100}}, "bert", {"size": "tiny"}, "masked-language", {}),
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_heads(tmp_path_factory) -> dict[str, Path]:
+    """The paths of recipes for heads without classes, of the same name as `tiny`."""
+    found = {}
+    for head, (write, modality, backbone, size, objective, options) in HEADS_WITHOUT_CLASSES.items():
+        folder = tmp_path_factory.mktemp(f"{head}-data")
+        fit = {"epochs": 2, "batch_size": 16}
+        changes = {
+            "data": {"source": write(folder), "modality": modality, "near_duplicates": False, "workers": 1},
+            "backbone": {"name": backbone, "options": size},
+            "pretraining": {"objective": objective, "probe": False, "fit": fit},
+            "finetuning": {"head": {"name": head, "options": options}, "baseline": False, "classical": False, "fit": fit},
+        }
+        found[head] = write_recipe(tmp_path_factory.mktemp(f"{head}-recipe") / "tiny.yaml", folder, **changes)
+    return found
+
+
 @dataclass(frozen=True)
 class TextModel:
     """A folder with a small text model of random weights and its backbone, some lines, and the tokens that are stored of them."""
@@ -326,3 +405,15 @@ def finished_text(tmp_path_factory, warmstart, tiny_text) -> Finished:
     """The same for the recipe `tiny_text`."""
     folder = tmp_path_factory.mktemp("finished-text")
     return Finished(folder, warmstart(folder, "run", tiny_text, "--json"))
+
+
+@pytest.fixture(scope="session")
+def finished_heads(tmp_path_factory, warmstart, tiny_heads):
+    """The same for one of the recipes `tiny_heads`, named by its head."""
+
+    @cache
+    def finish(head: str) -> Finished:
+        folder = tmp_path_factory.mktemp(f"finished-{head}")
+        return Finished(folder, warmstart(folder, "run", tiny_heads[head], "--json"))
+
+    return finish

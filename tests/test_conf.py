@@ -11,7 +11,7 @@ from ml.recipe import load
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted((ROOT / "conf").rglob("*.yaml"))
 # Where small data for a recipe lie, in the shared data; others take pictures that are drawn and texts that are made up.
-SHARED = {"cifar10": "cifar10", "clothing": "clothing_small", "pneumonia": "pneumonia_mnist", "imdb": "imdb", "newsgroups": "newsgroups20", "clinc150": "clinc150", "squad": "squad_v2_dev_half", "answer": "squad_v2_dev_half", "translate-multi30k": "multi30k_en_de_fr"}
+SHARED = {"cifar10": "cifar10", "clothing": "clothing_small", "pneumonia": "pneumonia_mnist", "imdb": "imdb", "newsgroups": "newsgroups20", "newsgroups-masked": "newsgroups20", "clinc150": "clinc150", "squad": "squad_v2_dev_half", "answer": "squad_v2_dev_half", "translate-multi30k": "multi30k_en_de_fr", "embed-multi30k": "multi30k_en_de_fr"}
 TINY = [
     "pretraining.fit.epochs=1",
     "pretraining.fit.batch_size=64",
@@ -71,7 +71,13 @@ def data(request, pictures, tmp_path):
             rows = [{"text": f"{one} and {other} again, day {day}", "label": kind} for kind, words in kinds.items() for one in words.split() for other in words.split() for day in range(2)]
             pd.DataFrame(rows).to_csv(tmp_path / "rows.csv", index=False)
             return [f"data.source.options.path={tmp_path / 'rows.csv'}"]
-        return ["data.source.options.per_class=30"] if source == "python-docs" else []
+        if source == "tagged-text":
+            names, verbs = ["Ann B-PER", "Bob B-PER\nLee I-PER", "Rome B-LOC"], ["sees", "likes", "leaves", "calls"]
+            rows = [f"{one}\n{verb} O\nthe O\n{verb[:-1]}er O\nof O\n{other}\n{number} O" for one in names for other in names for verb in verbs for number in ("twice", "again")]
+            (tmp_path / "rows.conll").write_text("\n\n".join(rows))
+            return [f"data.source.options.path={tmp_path / 'rows.conll'}", "data.near_duplicates=false"]
+        few = {"python-docs": "per_class=30", "python-tokens": "statements=150"}
+        return [f"data.source.options.{few[source]}"] if source in few else []
 
     return find
 
@@ -84,5 +90,5 @@ def test_it_runs_to_its_end(path, data, warmstart, finished):
     assert result["experiment"] == recipe.name
     head = recipe.finetuning.head.chosen
     assert result["metrics"][head.primary]["n"] > 0 and result["model"]["version"]
-    wanted = (recipe.finetuning.baseline, recipe.finetuning.classical and head.labels)
+    wanted = (recipe.finetuning.baseline, recipe.finetuning.alternative)
     assert (result["baseline"] is not None, result["classical"] is not None) == wanted

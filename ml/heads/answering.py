@@ -56,7 +56,9 @@ class Answering(nn.Module):
     needs: ClassVar[frozenset[str]] = frozenset({"tokens", "bidirectional"})
     reads: ClassVar[frozenset[str]] = frozenset({"question"})
     labels: ClassVar[bool] = False
+    several: ClassVar[bool] = False
     packed: ClassVar[bool] = False
+    whole: ClassVar[bool] = True
     augmentation: ClassVar[str] = "none"
     primary: ClassVar[str] = "f1"
     metrics: ClassVar[Mapping[str, Metric]] = answer_metrics.ANSWERS

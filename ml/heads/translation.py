@@ -35,7 +35,9 @@ class Translation(nn.Module):
     needs: ClassVar[frozenset[str]] = frozenset({"tokens", "vocabulary", "sequence-to-sequence"})
     reads: ClassVar[frozenset[str]] = frozenset({"text-pair"})
     labels: ClassVar[bool] = False
+    several: ClassVar[bool] = False
     packed: ClassVar[bool] = False
+    whole: ClassVar[bool] = False
     augmentation: ClassVar[str] = "none"
     trivial: ClassVar[str] = "copying the source"
     primary: ClassVar[str] = "bleu"

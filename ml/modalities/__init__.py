@@ -2,6 +2,7 @@
 
 from ml.modalities.image import Image
 from ml.modalities.question import Question
+from ml.modalities.tagged import Tagged
 from ml.modalities.text import Text
 from ml.modalities.text_pair import TextPair
 
@@ -9,5 +10,6 @@ MODALITIES = {
     "image": Image,
     "text": Text,
     "question": Question,
+    "tagged": Tagged,
     "text-pair": TextPair,
 }

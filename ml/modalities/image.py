@@ -148,7 +148,9 @@ class Image:
         """Decoded pictures are what is stored."""
         return {"image": rows}
 
-    def collate(self, rows: np.ndarray, spec: DataSpec, augmentation: Any = None, generator: torch.Generator | None = None) -> np.ndarray:
+    def collate(
+        self, rows: np.ndarray, spec: DataSpec, augmentation: Any = None, generator: torch.Generator | None = None, whole: bool = False
+    ) -> np.ndarray:
         """(B, H, W, C) uint8: stored rows are a batch already."""
         return rows
 
@@ -158,7 +160,7 @@ class Image:
 
     def alternative(self, store: Any, train: np.ndarray, validation: np.ndarray, test: np.ndarray, seed: int) -> Classical:
         """A support vector machine on small pixels and gradients."""
-        return classical(store.array, store.labels, train, validation, test, image_features.features, len(store.spec.classes), seed)
+        return classical(store.array, store.labels, store.targets, train, validation, test, image_features.features, len(store.spec.classes), seed)
 
     def overview(self, store: Any) -> dict[str, Figure]:
         """A sample and the sizes."""

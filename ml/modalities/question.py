@@ -117,10 +117,12 @@ class Question(Language):
             "offsets": Ragged.of(offsets, np.int32),
         }
 
-    def collate(self, rows: Ragged | np.ndarray, spec: DataSpec, augmentation: Any = None, generator: torch.Generator | None = None) -> np.ndarray:
+    def collate(
+        self, rows: Ragged | np.ndarray, spec: DataSpec, augmentation: Any = None, generator: torch.Generator | None = None, whole: bool = False
+    ) -> np.ndarray:
         """(B, T) int32 tokens with their roles, padded. Blocks of a packed stream are a batch already.
 
-        Without a generator rows are whole, however long. With one, for training, a longer row is one window of it: of three, two that
+        A longer row is its first window, or all where it is `whole`. With a generator, for training, it is one window: of three, two that
         hold the whole answer, and one drawn anywhere.
         """
         if isinstance(rows, np.ndarray):
@@ -128,6 +130,8 @@ class Question(Language):
         if generator is not None:
             draws_B2 = torch.rand(len(rows), 2, generator=generator).tolist()
             rows = Ragged.of([_drawn(row, spec.shape[0], *draws) for row, draws in zip(rows, draws_B2, strict=True)], np.int32)
+        elif not whole:
+            rows = Ragged.of([row[window_index(len(row), _asked(row), spec.shape[0], 0)] for row in rows], np.int32)
         return rows.padded(int(rows.lengths.max(initial=1)), PADDING)
 
     def encode(self, array_BT: Tensor, spec: DataSpec) -> dict[str, Tensor]:
@@ -222,11 +226,16 @@ def _with_offsets(encoding: Any, text: str) -> tuple[np.ndarray, np.ndarray]:
     return np.array(encoding.ids, np.int32), offsets_C2
 
 
+def _asked(row: np.ndarray) -> int:
+    """Tokens of the question, with its marks."""
+    return int(((row & CONTEXT) == 0).sum())
+
+
 def _drawn(row: np.ndarray, limit: int, place: float, kind: float) -> np.ndarray:
     """The row, or where it is longer than `limit` a window of it, by two numbers in [0, 1)."""
     if len(row) <= limit:
         return row
-    question = int(((row & CONTEXT) == 0).sum())
+    question = _asked(row)
     _, room = window(len(row), question, limit)
     low, high = 0, max(0, len(row) - question - 1 - room)
     first, last = (np.flatnonzero(row & role) - question for role in (FIRST, LAST))

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Text(Language):
-    """Texts in any common encoding, from a sentence to some pages; longer ones are read from their beginning."""
+    """Texts in any common encoding, from a sentence to some pages; of longer ones `max_length` tokens are read, or all in windows, as the head has it."""
 
     Options = LanguageOptions
     Augmentation = text_augment.Augmentation
@@ -61,14 +61,16 @@ class Text(Language):
         ids = [np.concatenate([[marks["begin"]], one, [marks["end"]]]) for one in found]
         return {"tokens": Ragged.of(ids, np.int32), "text": Ragged(np.asarray(rows.values), rows.offsets)}
 
-    def collate(self, rows: Ragged | np.ndarray, spec: DataSpec, augmentation: Any = None, generator: torch.Generator | None = None) -> np.ndarray:
+    def collate(
+        self, rows: Ragged | np.ndarray, spec: DataSpec, augmentation: Any = None, generator: torch.Generator | None = None, whole: bool = False
+    ) -> np.ndarray:
         """(B, T) int32 ids, padded; a text that is cut short still has its marks. Blocks of a packed stream are a batch already.
 
-        What is read of a longer text is its beginning, or where `augmentation` crops a run of it that `generator` draws.
+        What is read of a longer text is its beginning, or where `augmentation` crops a run of it that `generator` draws; all where it is `whole`.
         """
         if isinstance(rows, np.ndarray):
             return rows
-        marks, (limit,) = spec.statistics["tokens"], spec.shape
+        marks, limit = spec.statistics["tokens"], int(rows.lengths.max(initial=1)) if whole else spec.shape[0]
         if augmentation is not None and augmentation.crop:
             spare = np.maximum(rows.lengths - limit, 0)
             starts = (torch.rand(len(rows), generator=generator).numpy() * (spare + 1)).astype(np.int64)
@@ -90,7 +92,7 @@ class Text(Language):
 
     def alternative(self, store: Any, train: np.ndarray, validation: np.ndarray, test: np.ndarray, seed: int) -> Classical:
         """Logistic regression on TF-IDF."""
-        return classical(lambda rows: list(texts(store.arrays["text"][rows])), store.labels, train, validation, test, len(store.spec.classes), seed)
+        return classical(lambda rows: list(texts(store.arrays["text"][rows])), store.targets, train, validation, test, len(store.spec.classes), seed)
 
     def overview(self, store: Any) -> dict[str, Figure]:
         """Lengths, and a sample."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 RATIO, SLACK = 9, 5
-"""One side may have this many times the words of the other (as Moses' clean-corpus-n has it), and some more: short texts vary."""
+"""One side may have this many times the words of the other where nothing else is set (as Moses' clean-corpus-n has it), and some more: short texts vary."""
 
 
 class Augmentation(contracts.Options):
@@ -53,6 +53,7 @@ class TextPair(Language):
         markup: bool = Field(False, description="Takes HTML tags out and reads its entities.")
         max_bytes: int = Field(8 * 2**20, ge=1, description="A pair of more bytes is refused.")
         max_characters: int = Field(200_000, ge=1, description="A pair with a side of more characters, once cleaned, is refused.")
+        ratio: int = Field(RATIO, ge=0, description=f"Most words of one side to a word of the other, and {SLACK} more; other pairs are refused as no translations. 0 takes all.")
 
     Augmentation = Augmentation
     presets = PRESETS
@@ -101,8 +102,12 @@ class TextPair(Language):
             "target": _bytes(targets),
         }
 
-    def collate(self, rows: Ragged, spec: DataSpec, augmentation: Any = None, generator: torch.Generator | None = None) -> np.ndarray:
-        """(B, 2, T) int32 ids of sources and targets, padded."""
+    def collate(
+        self, rows: Ragged | np.ndarray, spec: DataSpec, augmentation: Any = None, generator: torch.Generator | None = None, whole: bool = False
+    ) -> np.ndarray:
+        """(B, 2, T) int32 ids of sources and targets, padded. Blocks of a packed stream, source and target in turn, are (B, T) ids of either."""
+        if isinstance(rows, np.ndarray):
+            return np.where(rows < PADDING, -2 - rows, rows)
         length_B = target_lengths(rows)
         sources = Ragged.of([row[: len(row) - length] for row, length in zip(rows, length_B, strict=True)], np.int32)
         targets = Ragged.of([-2 - row[len(row) - length :] for row, length in zip(rows, length_B, strict=True)], np.int32)
@@ -111,15 +116,18 @@ class TextPair(Language):
         return np.stack([np.pad(side, ((0, 0), (0, width - side.shape[1])), constant_values=PADDING) for side in sides], axis=1)
 
     def encode(self, array_B2T: Tensor, spec: DataSpec) -> dict[str, Tensor]:
-        """{"tokens": (B, T) int64 of the source, "mask": (B, T) bool, true where there is text, and "target", "target_mask" alike}."""
+        """{"tokens": (B, T) int64 of the source, "mask": (B, T) bool, true where there is text, and "target", "target_mask" alike}; of blocks the first two."""
+        if array_B2T.ndim == 2:
+            return {"tokens": array_B2T.long(), "mask": torch.ones_like(array_B2T, dtype=torch.bool)}
         mask_B2T = array_B2T != PADDING
         ids_B2T = array_B2T.long().where(mask_B2T, spec.statistics["tokens"]["pad"])
         return {"tokens": ids_B2T[:, 0], "mask": mask_B2T[:, 0], "target": ids_B2T[:, 1], "target_mask": mask_B2T[:, 1]}
 
     def augment(self, array_B2T: Tensor, spec: DataSpec, augmentation: Any, generator: torch.Generator) -> tuple[dict[str, Tensor], Mix | None]:
-        """As `encode`, with tokens of the source hidden by a draw of its own for each pair."""
-        hidden_BT = text_augment.augment(array_B2T[:, 0], spec, text_augment.Augmentation(drop=augmentation.drop), generator)
-        return self.encode(torch.stack([hidden_BT, array_B2T[:, 1]], 1), spec), None
+        """As `encode`, with tokens of the source, or of a block, hidden by a draw of its own for each pair."""
+        blocks = array_B2T.ndim == 2
+        hidden_BT = text_augment.augment(array_B2T if blocks else array_B2T[:, 0], spec, text_augment.Augmentation(drop=augmentation.drop), generator)
+        return self.encode(hidden_BT if blocks else torch.stack([hidden_BT, array_B2T[:, 1]], 1), spec), None
 
     def overview(self, store: Any) -> dict[str, Figure]:
         """Lengths of both sides, and a sample."""
@@ -153,7 +161,7 @@ class TextPair(Language):
             if self._too_long(text):
                 return f"the {side} has {self._too_long(text)}"
         words = {side: len(minhash.WORDS.findall(text)) for side, text in sides.items()}
-        if max(words.values()) > RATIO * min(words.values()) + SLACK:
+        if self.options.ratio and max(words.values()) > self.options.ratio * min(words.values()) + SLACK:
             return f"{words['source']} words in the source and {words['target']} in the target: no translation of one another"
         return ""
 

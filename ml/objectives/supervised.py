@@ -1,4 +1,4 @@
-"""Supervised pretraining: cross-entropy on the rows that have labels.
+"""Supervised pretraining: cross-entropy on the rows that have labels, a binary one for each class where rows have several.
 
 B batch, D features, K classes.
 """
@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import nn
 
 from ml.contracts import Batch, DataSpec, InputError, Options, StepResult
-from ml.losses import cross_entropy, labelled_accuracy
+from ml.losses import binary_cross_entropy, cross_entropy, labelled_accuracy, labelled_f1
 
 
 class SupervisedOptions(Options):
@@ -37,4 +37,6 @@ class Supervised(nn.Module):
 
     def step(self, batch: Batch) -> StepResult:
         logits_BK = self.linear(self.backbone.encode(batch.inputs).pooled_BD)
+        if batch.targets_B.ndim == 2:
+            return StepResult(binary_cross_entropy(logits_BK, batch, self.label_smoothing), {"micro_f1": labelled_f1(logits_BK.detach(), batch)})
         return StepResult(cross_entropy(logits_BK, batch, self.label_smoothing), {"accuracy": labelled_accuracy(logits_BK.detach(), batch)})

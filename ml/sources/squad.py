@@ -158,6 +158,8 @@ def _articles(folder: Folder, path: str) -> list[Any]:
         raise InputError(f"cannot read {path!r} in {folder.root}: {raw.reason}")
     try:
         content = json.loads(raw.data.decode("utf-8-sig"))
+    except UnicodeError:
+        raise InputError(f"{path!r} in {folder.root} is no UTF-8, which JSON is written in, or no text at all: save it as UTF-8") from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path!r} in {folder.root} is no JSON: {short(error)}. Fetch it again, or name a file of one object a line .jsonl") from None
     if not isinstance(content, Mapping) or not isinstance(content.get("data"), list):

@@ -205,12 +205,7 @@ TEXT_CASES = {
 
 
 def check(done, words: list[str]) -> None:
-    assert done.code == 2, (done.code, done.err)
-    assert done.out == ""
-    assert "Traceback" not in done.err
-    assert [line[:6] for line in done.err.splitlines() if "error" in line.lower()[:20]] == ["error:"], done.err
-    for word in words:
-        assert word in done.err[done.err.index("error:") :], (word, done.err)
+    done.refused(words)
 
 
 @pytest.mark.parametrize("case", CASES)

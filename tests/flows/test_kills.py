@@ -22,9 +22,11 @@ POINTS = [
     "register.alias",
 ]
 """Each next attempt dies at the next point; where a point lies behind, the attempt before has got past it."""
-TEXT_POINTS = ["preprocess.chunk", "pretrain.step:3", "checkpoint.write", "finetune.step:3"]
+TEXT_POINTS = ["preprocess.chunk", "pretrain.step:3", "checkpoint.write", "finetune.step:3", "register.version"]
+HEAD_POINTS = ["pretrain.step:2", "finetune.step:2"]
+"""What comes before and after training is the same for all heads."""
 
-OFTEN = "pretraining.fit.checkpoint_seconds=0"  # a checkpoint after each step
+OFTEN = ["pretraining.fit.checkpoint_seconds=0", "finetuning.fit.checkpoint_seconds=0"]  # a checkpoint after each step
 
 
 def weights(folder: Path) -> dict[str, str]:
@@ -58,7 +60,7 @@ def running(folder: Path) -> list[str]:
 
 def kill_at(points, folder, start, recipe) -> None:
     for point in points:
-        process = start(folder, "run", recipe, "--json", OFTEN, crash=point)
+        process = start(folder, "run", recipe, "--json", *OFTEN, crash=point)
         done = process.wait()
         assert done.code == -signal.SIGKILL, (point, done.err)
         with pytest.raises(ProcessLookupError):  # it leaves no process behind
@@ -70,7 +72,7 @@ def killed(tmp_path_factory, start, warmstart, tiny):
     """A folder in which the command was killed at each point in turn and then run to its end; and that last end."""
     folder = tmp_path_factory.mktemp("killed")
     kill_at(POINTS, folder, start, tiny)
-    return folder, warmstart(folder, "run", tiny, "--json", OFTEN)
+    return folder, warmstart(folder, "run", tiny, "--json", *OFTEN)
 
 
 def test_the_same_weights_as_an_unkilled_run(killed, finished):
@@ -104,11 +106,23 @@ def test_curves_have_each_step_once(killed):
 
 def test_texts_too(tmp_path, start, warmstart, tiny_text, finished_text):
     kill_at(TEXT_POINTS, tmp_path, start, tiny_text)
-    result = warmstart(tmp_path, "run", tiny_text, "--json", OFTEN).result
+    result = warmstart(tmp_path, "run", tiny_text, "--json", *OFTEN).result
     assert weights(tmp_path) == weights(finished_text.folder)
     assert {"pretrain/backbone.safetensors", "finetune/model.safetensors", "baseline/model.safetensors"} <= weights(tmp_path).keys()
     assert result["metrics"] == finished_text.result["metrics"] and result["metrics"]["accuracy"]["value"] > 0.8
     assert {len(ids) for ids in stage_runs(tmp_path).values()} == {1} and running(tmp_path) == []
+
+
+@pytest.mark.parametrize("head", ["language-model", "translation", "answering"])  # tests/tasks/test_resume.py resumes every one
+def test_heads_without_classes_too(tmp_path, start, warmstart, tiny_heads, finished_heads, head):
+    kill_at(HEAD_POINTS, tmp_path, start, tiny_heads[head])
+    done = warmstart(tmp_path, "run", tiny_heads[head], "--json", *OFTEN)
+    whole = finished_heads(head)
+    assert weights(tmp_path) == weights(whole.folder)
+    assert {"pretrain/backbone.safetensors", "finetune/model.safetensors"} <= weights(tmp_path).keys()
+    assert done.result["metrics"] == whole.result["metrics"]
+    assert {name: len(ids) for name, ids in stage_runs(tmp_path).items()} == dict.fromkeys(whole.stages(), 1)
+    assert running(tmp_path) == [] and done.result["model"]["version"] == "1"
 
 
 LONG = ["pretraining.fit.epochs=400", "pretraining.probe=false", "finetuning.baseline=false", "finetuning.classical=false"]
@@ -123,12 +137,12 @@ def until_pretraining(process) -> None:
 
 
 def test_killed_at_a_random_moment(tmp_path, start, warmstart, tiny):
-    process = start(tmp_path, "run", tiny, "--json", *SHORT, OFTEN)
+    process = start(tmp_path, "run", tiny, "--json", *SHORT, *OFTEN)
     until_pretraining(process)
     time.sleep(random.uniform(0, 0.5))
     process.signal(signal.SIGKILL)
     assert process.wait().code == -signal.SIGKILL
-    done = warmstart(tmp_path, "run", tiny, "--json", *SHORT, OFTEN)
+    done = warmstart(tmp_path, "run", tiny, "--json", *SHORT, *OFTEN)
     why = {stage["name"]: stage["why"] for stage in done.result["stages"]}
     assert "did not finish" in why["pretrain"] or "reused" in done.err
     assert {len(ids) for ids in stage_runs(tmp_path).values()} == {1} and running(tmp_path) == []

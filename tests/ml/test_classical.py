@@ -19,11 +19,11 @@ def digits():
 
 def test_digits_are_read(digits):
     array, labels, train, validation, test = digits
-    found = classical(array, labels, train, validation, test, features, 10, seed=0)
-    assert found.probabilities_NK.shape == (len(test), 10)
-    np.testing.assert_allclose(found.probabilities_NK.sum(1), 1, atol=1e-6)
-    assert accuracy(labels[test], found.probabilities_NK) >= 0.97
-    assert log_loss(labels[test], found.probabilities_NK) < 0.2
+    found = classical(array, labels, labels.__getitem__, train, validation, test, features, 10, seed=0)
+    assert found.answers.shape == (len(test), 10)
+    np.testing.assert_allclose(found.answers.sum(1), 1, atol=1e-6)
+    assert accuracy(labels[test], found.answers) >= 0.97
+    assert log_loss(labels[test], found.answers) < 0.2
     assert "600 training rows" in found.note
 
 
@@ -33,15 +33,15 @@ def test_few_labels_and_few_classes(digits, classes):
     array, labels, train, validation, test = digits
     few = np.concatenate([train[labels[train] == k][:2] for k in (0, 1)])
     held, asked = (rows[labels[rows] < 2] for rows in (validation, test))
-    found = classical(array, labels, few, held, asked, features, classes, seed=0)
-    assert found.probabilities_NK.shape == (len(asked), classes)
-    assert accuracy(labels[asked], found.probabilities_NK) > 0.9
+    found = classical(array, labels, labels.__getitem__, few, held, asked, features, classes, seed=0)
+    assert found.answers.shape == (len(asked), classes)
+    assert accuracy(labels[asked], found.answers) > 0.9
 
 
 def test_it_is_the_same_twice(digits):
     array, labels, train, validation, test = digits
-    once, again = (classical(array, labels, train[:100], validation[:50], test[:50], features, 10, seed=1) for _ in range(2))
-    np.testing.assert_array_equal(once.probabilities_NK, again.probabilities_NK)
+    once, again = (classical(array, labels, labels.__getitem__, train[:100], validation[:50], test[:50], features, 10, seed=1) for _ in range(2))
+    np.testing.assert_array_equal(once.answers, again.answers)
 
 
 def test_draw_keeps_the_shares_and_the_rare():

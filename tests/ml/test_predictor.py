@@ -3,6 +3,7 @@
 import base64
 import io
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,8 +17,11 @@ from ml.heads import HEADS
 from ml.modalities import MODALITIES
 from ml.model import Model, save_backbone, save_model
 from ml.predictor import Embedder, Predictor, load
+from ml.probe import embed
+from ml.ragged import Ragged
 
 CLASSES = ("cat", "dog", "it's <b>")
+LONG = " ".join(f"word{number % 50}" for number in range(900))
 
 
 def png(array: np.ndarray) -> bytes:
@@ -159,3 +163,33 @@ def test_which_stored_rows_a_model_reads(text_model, folder):
     # The tokens of another tokenizer are other words, however many there are.
     assert not predictor.reads(replace(own, statistics=own.statistics | {"tokenizer": own.statistics["tokenizer"].replace("gold", "dlog")}))
     assert picture.reads(replace(picture.spec, statistics={"mean": [0.4] * 3, "std": [0.3] * 3}))
+
+
+@pytest.mark.parametrize(
+    ("modality", "name", "value"),
+    [
+        ("text", "bert", LONG),
+        ("text", "gpt", LONG),
+        ("text-pair", "bart", LONG),
+        ("question", "bert", {"question": "which word is it?", "context": LONG}),
+    ],
+    ids=lambda value: value if isinstance(value, str) and len(value) < 20 else "",
+)
+def test_of_what_is_longer_than_a_model_reads_at_once_features_are_of_a_part(tmp_path, modality, name, value):
+    """More than any positions that the backbone has; the probe reads the same."""
+    made = MODALITIES[modality]
+    rules = made(made.Options(max_length=64, vocabulary=200, tokenizer="wordpiece"))
+    rows = Ragged.of([rules.decode(rules.serve(value)).array], np.uint8)
+    spec = rules.spec((), rules.statistics([rows]))
+    tokens = rules.pack(rows, spec)["tokens"]
+    assert modality == "text-pair" or tokens.lengths[0] > 512  # pairs are stored cut
+    chosen = choice("backbone", BACKBONES)(name=name)
+    torch.manual_seed(0)
+    save_backbone(chosen.make(spec), tmp_path, chosen, spec)
+    embedder = Embedder.load(tmp_path)
+    frame = embedder.predict([value])
+    features = frame.drop(columns="error").to_numpy(np.float32)
+    assert frame["error"].isna().all() and np.isfinite(features).all()
+    store = SimpleNamespace(array=tokens, spec=spec)
+    probed = embed(embedder.backbone, store, rules, np.array([0]), torch.device("cpu")).numpy()
+    np.testing.assert_allclose(probed, features / np.linalg.norm(features), atol=1e-5)

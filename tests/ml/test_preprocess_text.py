@@ -326,15 +326,18 @@ def test_the_classical_alternative_tells_the_classes(tmp_path, signs):
     recipe = Data.model_validate({"source": "sklearn-digits", "modality": "text"})
     train, test = np.flatnonzero(store.table["part"] == "train"), np.flatnonzero(store.table["part"] == "test")
     found = recipe.modality.make().alternative(store, train[::2], train[1::2], test, 0)
-    assert found.probabilities_NK.shape == (len(test), 2) and np.allclose(found.probabilities_NK.sum(1), 1)
-    assert (found.probabilities_NK.argmax(1) == store.labels[test]).mean() > 0.9
+    assert found.answers.shape == (len(test), 2) and np.allclose(found.answers.sum(1), 1)
+    assert (found.answers.argmax(1) == store.labels[test]).mean() > 0.9
 
 
-def without_labels(where, tmp_path, labelled=False, **files):
+def without_labels(where, tmp_path, labelled=False, source="text-folder", **files):
+    (tmp_path / "data").mkdir(exist_ok=True)
     for name, lines in files.items():
-        (tmp_path / "data").mkdir(exist_ok=True)
-        (tmp_path / "data" / f"{name}.txt").write_text("\n\n".join(lines))
-    source = {"name": "text-folder", "options": {"path": str(tmp_path / "data"), "unit": "paragraph"}}
+        if source == "text-folder":
+            (tmp_path / "data" / f"{name}.txt").write_text("\n\n".join(lines))
+        else:
+            pd.DataFrame({"text": lines}).to_csv(tmp_path / "data" / f"{name}.csv", index=False)
+    source = {"name": source, "options": {"path": str(tmp_path / "data")} | ({"unit": "paragraph"} if source == "text-folder" else {})}
     data = Data.model_validate({"source": source, "modality": {"name": "text", "options": {"max_length": 16, "vocabulary": 300}}, "near_duplicates": False})
     return preprocess(data.source.make(), data.modality.make(), data, where / "work", where / "stores", labelled)
 
@@ -343,18 +346,25 @@ def told(start, count):
     return [f"paragraph {number} tells of {number * 7}" for number in range(start, start + count)]
 
 
-def test_rows_without_any_label_are_of_one_kind_and_a_test_is_reserved(tmp_path):
-    store = without_labels(tmp_path, tmp_path, book=told(0, 60))
+@pytest.mark.parametrize("source", ["text-folder", "text-table"])
+def test_rows_without_any_label_are_of_one_kind_and_a_test_is_reserved(tmp_path, source):
+    store = without_labels(tmp_path, tmp_path, source=source, book=told(0, 60))
     assert store.spec.classes == () and set(store.labels) == {0}
     assert set(store.table["part"]) == {"train", "test"} and 3 <= (store.table["part"] == "test").sum() <= 30
     assert summary(store)["imbalance"] == 1
 
 
-def test_their_files_names_tell_the_parts(tmp_path):
-    store = without_labels(tmp_path, tmp_path, train=told(0, 30), validation=told(30, 10), test=told(40, 12))
-    assert store.table["part"].value_counts().to_dict() == {"train": 30, "test": 12, "validation": 10}
+@pytest.mark.parametrize("source", ["text-folder", "text-table"])
+@pytest.mark.parametrize("training", ["train", "book"])
+def test_their_files_names_tell_the_parts(tmp_path, source, training):
+    files = {training: told(0, 30), "validation": told(30, 10), "test": told(40, 12), "unsup": told(52, 5)}
+    store = without_labels(tmp_path, tmp_path, source=source, **files)
+    assert store.table["part"].value_counts().to_dict() == {"train": 30, "test": 12, "validation": 10, "unlabelled": 5}
+    assert store.manifest["test"] == "official"
 
 
-def test_where_labels_are_needed_their_want_is_an_error(tmp_path):
+@pytest.mark.parametrize("source", ["text-folder", "text-table"])
+@pytest.mark.parametrize("names", [["book"], ["train", "test"]])
+def test_where_labels_are_needed_their_want_is_an_error(tmp_path, source, names):
     with pytest.raises(InputError, match="no labelled row"):
-        without_labels(tmp_path, tmp_path, labelled=True, book=told(0, 20))
+        without_labels(tmp_path, tmp_path, labelled=True, source=source, **{name: told(20 * place, 20) for place, name in enumerate(names)})

@@ -69,6 +69,31 @@ def test_problems_name_the_key_what_was_found_and_what_is_valid(change, words):
         assert word in str(caught.value)
 
 
+PAIRS = {"name": "pairs", "data": {"source": "text-pairs", "modality": "text-pair"}, "pretraining": {"objective": "pairs"}, "finetuning": {"head": "embedding"}}
+
+
+@pytest.mark.parametrize("backbone", ["bert", "text-cnn", "gpt", "bart"])
+def test_pairs_of_texts_are_read_by_any_network_for_texts(backbone):
+    assert parse({**PAIRS, "backbone": backbone}).finetuning.head.name.value == "embedding"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"finetuning": {"head": "translation"}}, ["head 'translation' needs sequence-to-sequence", "'bert' does not give", "work with it: bart."]),
+        ({"data": {"source": "text-table", "modality": "text"}}, ["objective 'pairs' learns from text-pair data, not from text data", "masked-language"]),
+        ({"data": {"source": "text-table", "modality": "text"}, "pretraining": {"enabled": False}}, ["head 'embedding' learns from text-pair data, not from text"]),
+        ({"pretraining": {"objective": "span-corruption"}}, ["objective 'span-corruption' needs sequence-to-sequence", "masked-language, pairs."]),
+    ],
+    ids=str,
+)
+def test_what_does_not_suit_pairs_of_texts_is_refused(change, words):
+    with pytest.raises(InputError) as caught:
+        parse({**PAIRS, "backbone": "bert", **change})
+    for word in words:
+        assert word in str(caught.value)
+
+
 @pytest.mark.parametrize("text", ["", "- a", "a: [", "\x00"])
 def test_files_that_are_no_recipe(tmp_path, text):
     path = tmp_path / "bad.yaml"

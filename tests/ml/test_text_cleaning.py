@@ -49,7 +49,7 @@ def test_a_damaged_character_does_not_change_the_encoding():
         (bytes(range(1, 256)) * 4, "binary, not text"),
         (b"\xff\xfea", "damaged UTF-16 at byte 2"),
         (b"\xef\xbb\xbf\xff", "damaged UTF-8 at byte"),
-        (b"x" * 1001, "file of 1,001 bytes, above the limit of 1,000"),
+        (b"x" * 1001, "1,001 bytes, above the limit of 1,000"),
     ],
 )
 def test_what_is_no_text_is_refused_with_the_reason(data, reason):

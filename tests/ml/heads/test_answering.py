@@ -51,7 +51,7 @@ def data(tmp_path):
 
 def whole(data):
     one, spec, packed = data
-    return one.encode(torch.from_numpy(one.collate(packed["tokens"], spec)), spec)
+    return one.encode(torch.from_numpy(one.collate(packed["tokens"], spec, whole=True)), spec)
 
 
 class Rigged(nn.Module):

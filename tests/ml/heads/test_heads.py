@@ -13,7 +13,7 @@ LOGITS = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
 TARGETS = torch.tensor([0, 1, 2, 2, 1, 0])
 
 
-LABELLED = [name for name, head in HEADS.items() if head.labels]
+CLASSES = [name for name, head in HEADS.items() if head.labels and not head.several]
 
 
 @pytest.mark.parametrize("name", HEADS)
@@ -22,7 +22,7 @@ def test_a_head_says_what_it_is(name):
     assert head.primary in head.metrics and head.trivial and head.__doc__
     for part in ("step", "outputs", "answers", "scores", "trivial_answers", "frame", "details", "pictures"):
         assert callable(getattr(head, part))
-    assert isinstance(head.packed, bool) and head.needs <= {"tokens", "vocabulary", "causal", "bidirectional", "sequence-to-sequence", "map"}
+    assert isinstance(head.packed, bool) and isinstance(head.whole, bool) and isinstance(head.several, bool) and head.needs <= {"tokens", "vocabulary", "causal", "bidirectional", "sequence-to-sequence", "map"}
 
 
 def make(name: str = "classification", **options):
@@ -31,7 +31,7 @@ def make(name: str = "classification", **options):
 
 
 @pytest.mark.parametrize("hidden", [0, 16])
-@pytest.mark.parametrize("name", LABELLED)
+@pytest.mark.parametrize("name", CLASSES)
 def test_outputs_become_probabilities(name, hidden):
     head = make(name, hidden=hidden)
     outputs = head(Features(torch.randn(5, 8)))
@@ -41,7 +41,7 @@ def test_outputs_become_probabilities(name, hidden):
     assert head.primary in head.metrics
 
 
-@pytest.mark.parametrize("name", LABELLED)
+@pytest.mark.parametrize("name", CLASSES)
 def test_metrics_of_a_perfect_prediction(name):
     targets, sure = TARGETS.numpy(), torch.eye(3)[TARGETS].numpy()
     best = {"log_loss": 0.0, "expected_calibration_error": 0.0}

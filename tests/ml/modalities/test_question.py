@@ -113,7 +113,7 @@ def test_content_is_that_of_question_and_context():
 def test_answers_keep_their_characters_whatever_the_tokenizer(kind):
     one, spec, packed = built(modality(tokenizer=kind))
     assert list(packed) == ["tokens", "text", "question", "answers", "offsets"]
-    inputs = one.encode(torch.from_numpy(one.collate(packed["tokens"], spec)), spec)
+    inputs = one.encode(torch.from_numpy(one.collate(packed["tokens"], spec, whole=True)), spec)
     for row, one_raw in enumerate(RAWS):
         content = json.loads(one_raw.data)
         assert bytes(packed["text"][row]).decode() == content["context"] and bytes(packed["question"][row]).decode() == content["question"]
@@ -128,7 +128,7 @@ def test_answers_keep_their_characters_whatever_the_tokenizer(kind):
 
 def test_rows_are_question_and_context_between_their_marks():
     one, spec, packed = built()
-    inputs = one.encode(torch.from_numpy(one.collate(packed["tokens"], spec)), spec)
+    inputs = one.encode(torch.from_numpy(one.collate(packed["tokens"], spec, whole=True)), spec)
     marks, read = spec.statistics["tokens"], one.reader(spec)
     for row, length in enumerate(packed["tokens"].lengths.tolist()):
         ids = inputs["tokens"][row].tolist()
@@ -145,9 +145,18 @@ def drawn(one, spec, tokens, seed, preset="none"):
     return one.augment(torch.from_numpy(one.collate(tokens, spec, augmentation, random)), spec, augmentation, random)[0]
 
 
+def test_what_a_model_reads_at_once_of_a_longer_row_is_its_first_window():
+    one, spec, packed = built(modality(56))
+    cut, whole = (one.encode(torch.from_numpy(one.collate(packed["tokens"], spec, whole=flag)), spec) for flag in (False, True))
+    assert cut["tokens"].shape[1] == 56 < whole["tokens"].shape[1]
+    for row, length in enumerate(packed["tokens"].lengths.tolist()):
+        ids, all_ids = (inputs["tokens"][row][inputs["mask"][row]].tolist() for inputs in (cut, whole))
+        assert ids == all_ids if length <= 56 else (len(ids) == 56 and ids[:-1] == all_ids[:55] and ids[-1] == spec.statistics["tokens"]["end"])
+
+
 def test_training_reads_windows_that_know_whether_the_answer_is_within():
     one, spec, packed = built(modality(56))
-    whole = one.encode(torch.from_numpy(one.collate(packed["tokens"], spec)), spec)
+    whole = one.encode(torch.from_numpy(one.collate(packed["tokens"], spec, whole=True)), spec)
     assert whole["tokens"].shape[1] == packed["tokens"].lengths.max() > 56
     answered = np.zeros(len(RAWS))
     for seed in range(60):
@@ -195,7 +204,7 @@ def test_a_stream_of_rows_holds_tokens_alone():
     blocks = Blocks.of(SimpleNamespace(array=packed["tokens"], spec=spec), np.arange(len(RAWS)))
     read = one.encode(torch.from_numpy(one.collate(blocks.array[np.arange(len(blocks.array))], spec)), spec)
     assert read["tokens"].shape[1] == 48 and read["mask"].all()
-    whole = one.encode(torch.from_numpy(one.collate(packed["tokens"], spec)), spec)
+    whole = one.encode(torch.from_numpy(one.collate(packed["tokens"], spec, whole=True)), spec)
     assert read["tokens"].flatten().tolist() == whole["tokens"][whole["mask"]].tolist()[: read["tokens"].numel()]
 
 
@@ -204,7 +213,7 @@ def test_a_tokenizer_given_by_its_path_is_used(tmp_path):
     (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]), encoding="utf-8")
     one, spec, packed = built(modality(tokenizer_path=str(tmp_path)))
     assert spec.options["vocabulary"] == spec.statistics["vocabulary"] == len(words) + 5
-    inputs = one.encode(torch.from_numpy(one.collate(packed["tokens"], spec)), spec)
+    inputs = one.encode(torch.from_numpy(one.collate(packed["tokens"], spec, whole=True)), spec)
     assert span(packed, 3, int(inputs["start"][3]), int(inputs["end"][3])) == "word42 word43"
     assert Question.Options(**spec.options).stride == 128  # a served model builds its modality of these
 
@@ -239,7 +248,7 @@ def test_every_answer_of_the_shared_sample_is_found_in_its_tokens():
     source = Squad(Squad.Options(path=str(DATA)))
     raws = list(source.read(source.scan()["key"].tolist()))
     one, spec, packed = built(modality(256, 5000), raws)
-    inputs = one.encode(torch.from_numpy(one.collate(packed["tokens"], spec)), spec)
+    inputs = one.encode(torch.from_numpy(one.collate(packed["tokens"], spec, whole=True)), spec)
     same = []
     for row, one_raw in enumerate(raws):
         content = json.loads(bytes(one.decode(one_raw).array))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ml.contracts import InputError, Raw
 from ml.language import texts
 from ml.modalities.text_pair import TextPair, target_lengths
-from ml.ragged import Ragged
+from ml.ragged import Packed, Ragged
 
 PAIRS = [
     ("Two dogs run over the green grass.", "Zwei Hunde rennen über das grüne Gras."),
@@ -80,6 +80,12 @@ def test_what_is_no_pair_is_a_source(data):
 def test_what_cannot_be_used_has_a_reason(given, reason):
     found = modality(max_bytes=500, max_characters=80 if b"x" in (given.data or b"") else 1000).decode(given)
     assert found.array is None and reason in found.reason
+
+
+@pytest.mark.parametrize(("ratio", "words", "kept"), [(0, 500, True), (30, 35, True), (30, 36, False)])
+def test_how_unlike_the_sides_may_be_is_an_option(ratio, words, kept):
+    found = modality(ratio=ratio).decode(raw("query", "passage " * words))
+    assert (found.array is not None) == kept
 
 
 @pytest.mark.parametrize("pair", [("OK", "In Ordnung, so machen wir das, ganz bestimmt, ja."), ("dog " * 20, "Hund " * 3), ("这是一个中文句子", "This is a Chinese sentence."), ("a source alone", None)])
@@ -170,3 +176,16 @@ def test_serving_takes_sources_and_pairs(tmp_path):
             one.serve(value)
     assert one.decode(one.serve(one.cell(None, Path()))).reason == "the source is empty"
     assert one.request(raw("Größe", "size").data) == "Größe" == one.request("Größe".encode())
+
+
+def test_blocks_of_a_stream_are_the_texts_of_both_sides_in_turn():
+    one, spec, packed = built()
+    stream = Packed(packed["tokens"], np.arange(len(PAIRS)), spec.shape[0])
+    array_BT = one.collate(stream[np.arange(len(stream))], spec)
+    expected = np.concatenate([np.where(row < -1, -2 - row, row) for row in packed["tokens"]])
+    assert len(stream) > 1 and array_BT.ravel().tolist() == expected[: array_BT.size].tolist()
+    inputs = one.encode(torch.from_numpy(array_BT), spec)
+    assert set(inputs) == {"tokens", "mask"} and inputs["mask"].all() and inputs["tokens"].tolist() == array_BT.tolist()
+    drawn, mix = one.augment(torch.from_numpy(array_BT), spec, one.presets["contrastive"](spec), torch.Generator().manual_seed(0))
+    changed = drawn["tokens"] != inputs["tokens"]
+    assert mix is None and changed.any() and (drawn["tokens"][changed] == spec.statistics["tokens"]["mask"]).all()

@@ -11,8 +11,9 @@ from ml.objectives.masked import _kept
 
 BackboneChoice = choice("backbone", BACKBONES)
 KINDS = {"small-cnn": {}, "resnet18": {}, "vgg11": {}, "vit-tiny": {"depth": 2}, "timm": {"model": "resnet10t"}}  # one of each file
-IMAGES = [name for name, one in OBJECTIVES.items() if one.needs <= BACKBONES["small-cnn"].traits]
-PAIRS = [(objective, name) for objective in OBJECTIVES for name in KINDS if OBJECTIVES[objective].needs <= BACKBONES[name].traits]
+FOR_IMAGES = {name: one for name, one in OBJECTIVES.items() if "image" in (getattr(one, "reads", None) or {"image"})}
+IMAGES = [name for name, one in FOR_IMAGES.items() if one.needs <= BACKBONES["small-cnn"].traits]
+PAIRS = [(name, backbone) for name, one in FOR_IMAGES.items() for backbone in KINDS if one.needs <= BACKBONES[backbone].traits]
 
 
 def spec(channels: int = 3, side: int = 16) -> DataSpec:

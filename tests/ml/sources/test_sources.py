@@ -4,6 +4,7 @@ import gzip
 import json
 import struct
 
+import datasets
 import pandas as pd
 import pytest
 from PIL import Image
@@ -27,14 +28,17 @@ def _mnist(root, images, labels):
 
 
 @pytest.fixture
-def options(tmp_path, tree, png):
+def options(tmp_path, tree, png, monkeypatch):
     """The options with which each source finds a little data."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    datasets.Dataset.from_dict({"text": ["A fine day.", "A poor one."], "label": ["good", "bad"]}).to_parquet(tmp_path / "hub" / "x.parquet")
     root = tree("a/1.png", "a/2.png", "b/3.png")
     pd.DataFrame({"image": [png(1), png(2)], "label": ["a", "b"]}).to_parquet(tmp_path / "x.parquet")
     (root / "x.csv").write_text("path,label\na/1.png,a\nb/3.png,b\n")
     (tmp_path / "texts.csv").write_text("text,label\nA fine day.,good\nA poor one.,bad\n")
     asked = [{"id": name, "question": f"What is {name}?", "answers": [{"text": "A fine day", "answer_start": 0}]} for name in "ab"]
     (tmp_path / "squad.json").write_text(json.dumps({"data": [{"title": "x", "paragraphs": [{"context": "A fine day.", "qas": asked}]}]}))
+    (tmp_path / "tagged.conll").write_text("Ann B-PER\nsleeps O\n\nBob B-PER\nwakes O\n")
     (tmp_path / "pairs.csv").write_text("source,target\nA dog.,Ein Hund.\nA cat.,Eine Katze.\n")
     for name in ("good/1.txt", "bad/1.txt", "bad/2.txt"):
         path = tmp_path / "texts" / name
@@ -49,8 +53,11 @@ def options(tmp_path, tree, png):
         "csv": {"path": str(root / "x.csv")},
         "text-table": {"path": str(tmp_path / "texts.csv")},
         "text-folder": {"path": str(tmp_path / "texts")},
+        "hugging-face": {"path": str(tmp_path / "hub")},
         "text-pairs": {"path": str(tmp_path / "pairs.csv")},
         "python-docs": {"per_class": 10},
+        "tagged-text": {"path": str(tmp_path / "tagged.conll")},
+        "python-tokens": {"statements": 100},
         "squad": {"path": str(tmp_path / "squad.json")},
         "torchvision": {"dataset": "MNIST", "path": str(tmp_path), "download": False},
     }

@@ -140,6 +140,13 @@ def test_what_is_not_in_the_format_is_refused_with_one_message(tmp_path, content
         source(write(tmp_path / "x.json", content)).scan()
 
 
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_json_in_another_encoding_is_refused(tmp_path, encoding):
+    (tmp_path / "x.json").write_bytes(json.dumps(squad(qa("é")), ensure_ascii=False).encode(encoding))
+    with pytest.raises(InputError, match=r"'x.json' in .* is no UTF-8, .* save it as UTF-8"):
+        source(tmp_path / "x.json").scan()
+
+
 def test_places_without_questions_are_refused(tmp_path):
     (tmp_path / "x.txt").write_text("text")
     with pytest.raises(InputError, match="no file of questions"):
