@@ -6,13 +6,14 @@ Lines before a sentence that begin with "# " are comments; -DOCSTART- and "# new
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 from collections.abc import Iterator
 
 import pandas as pd
 
-from ml.contracts import Raw
+from ml.contracts import InputError, Raw
 from ml.files import MAX_ITEM_BYTES, Folder
 from ml.table_files import CHUNK_ROWS, LONGEST, Lines
 from ml.text_cleaning import Unreadable, decode_text
@@ -57,6 +58,8 @@ class Conll(Lines):
         lines, first, document = [], 0, 0
         with self._opened() as file:
             for number, line in enumerate(iter(lambda: file.readline(LONGEST), b""), 1):
+                if number == 1 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                    raise InputError(f"{self.path!r} in {self.folder.root} is UTF-16, of which no line can be told: save it as UTF-8")
                 line = line.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n")
                 begins = _DOCUMENT.match(line) is not None
                 if (begins or not line.strip()) and lines:

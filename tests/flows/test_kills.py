@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from ml.heads import HEADS
+
 POINTS = [
     "preprocess.chunk",
     "checkpoint.write",
@@ -23,8 +25,7 @@ POINTS = [
 ]
 """Each next attempt dies at the next point; where a point lies behind, the attempt before has got past it."""
 TEXT_POINTS = ["preprocess.chunk", "pretrain.step:3", "checkpoint.write", "finetune.step:3", "register.version"]
-HEAD_POINTS = ["pretrain.step:2", "finetune.step:2"]
-"""What comes before and after training is the same for all heads."""
+HEAD_POINTS = ["finetune.step:2", "register.version"]
 
 OFTEN = ["pretraining.fit.checkpoint_seconds=0", "finetuning.fit.checkpoint_seconds=0"]  # a checkpoint after each step
 
@@ -113,7 +114,7 @@ def test_texts_too(tmp_path, start, warmstart, tiny_text, finished_text):
     assert {len(ids) for ids in stage_runs(tmp_path).values()} == {1} and running(tmp_path) == []
 
 
-@pytest.mark.parametrize("head", ["language-model", "translation", "answering"])  # tests/tasks/test_resume.py resumes every one
+@pytest.mark.parametrize("head", [name for name, head in HEADS.items() if not head.labels])
 def test_heads_without_classes_too(tmp_path, start, warmstart, tiny_heads, finished_heads, head):
     kill_at(HEAD_POINTS, tmp_path, start, tiny_heads[head])
     done = warmstart(tmp_path, "run", tiny_heads[head], "--json", *OFTEN)

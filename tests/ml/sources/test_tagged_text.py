@@ -120,6 +120,11 @@ def test_what_is_no_sentence_has_a_reason(tmp_path, content, reason):
     assert reason in modality.decode(bad).reason and modality.decode(good).reason == ""
 
 
+def test_utf_16_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"'x\.conll' in .* is UTF-16, .* save it as UTF-8"):
+        source(write(tmp_path / "x.conll", "EU O\n".encode("utf-16"))).scan()
+
+
 def test_columns_that_are_not_there(tmp_path):
     path = write(tmp_path / "x.conll", CONLL2003)
     assert "its lines have 4 columns; expected a tag in column 7" in read(path, tag_column=7)[0].reason
