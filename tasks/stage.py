@@ -19,7 +19,7 @@ from ml.contracts import InputError
 from ml.fit import Fitted
 from ml.pictures import curves
 from ml.recipe import Compute, Recipe
-from tasks import collector
+from tasks import allocator, collector
 from tasks.references import StageSummary
 from tasks.tracking import database, runs
 from tasks.tracking.cache import stage_key
@@ -139,7 +139,8 @@ def dump(section: BaseModel) -> dict[str, Any]:
 
 
 def device_of(compute: Compute) -> torch.device:
-    """The device that the recipe asks for, with its CPU threads set."""
+    """The device that the recipe asks for, with its CPU threads and memory set."""
+    allocator.keep_freed()
     torch.set_num_threads(compute.threads or len(os.sched_getaffinity(0)))
     wanted = compute.device
     if wanted == "auto":
