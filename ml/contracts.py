@@ -212,7 +212,7 @@ class Head(Protocol):
     each row, those of batches with a smaller S filled up with NaN; `answers(outputs_NS, rows, temperature)` is what a user is told of each row (probabilities (N, K), or
     a list); `scores(answers, rows)` (N, S') is what `metrics` read: functions of (targets_N, scores_NS) that give a float, of which `primary`
     chooses. Heads whose `labels` is false learn from what the modality stores beside a row, and their metrics ignore the targets: their
-    scores are statistics of each row, from which the metric of any set of rows is made. Those that are `packed` train on a stream of tokens;
+    scores are statistics of each row, from which the metric of any set of rows is made. Those with `labels` read `Features.whole` alone; those that are `packed` train on a stream of tokens;
     those that are `whole` get rows of any length for `outputs`, and read them in windows.
 
     Of heads that tell `several` classes of a row the targets are (N, K), 0 or 1.
@@ -250,7 +250,8 @@ class Method(Protocol):
     Both are pure functions of their arguments, so that a resumed run repeats them. Every parameter that is ever trained is
     in a group from the start; `prepare` sets `requires_grad` and train/eval modes for the part of the training
     that has passed (0 ≤ progress < 1). `begin(model)` may add modules before the groups are asked for, and `finish(model)` takes them
-    out again, so that what is kept is the model as it was built, and may give them as an `ml.adapter.Adapter`; `suits(backbone)` may refuse a backbone. A method with `rungs` and a
+    out again, so that what is kept is the model as it was built, and may give them as an `ml.adapter.Adapter`; `suits(backbone)` may refuse a backbone. One
+    that is `frozen` trains the head alone: without augmentation what the backbone makes of each row is then computed once. A method with `rungs` and a
     `share` of the length for each is tried rung by rung instead, and trains nothing itself.
     """
 

@@ -14,6 +14,7 @@ from ml.adapter import Adapter
 from ml.contracts import InputError
 from ml.feed import Blocks, Feed, plain_batches, seed_of
 from ml.fit import Fitted, fit
+from ml.frozen import Recalled, Remembered, Vectors, remember
 from ml.metrics import LOWER_IS_BETTER
 from ml.model import Model, save_model
 from ml.ragged import joined
@@ -93,9 +94,12 @@ def _train(name: str, model: Model, store: Store, rows: Split, recipe: Recipe, s
     settings, method = part.fit, part.method.make()
     if hasattr(method, "begin"):
         method.begin(model)
-    augment = augmentation(recipe, part, store.spec)
+    augment, seen = augmentation(recipe, part, store.spec), store
+    if getattr(method, "frozen", False) and model.head.labels and augment == modality.presets["none"](store.spec):
+        features = remember(name, model.backbone, store, modality, np.concatenate([rows.train, rows.validation]), device)
+        model, seen, modality = (Model(Recalled(), model.head), features, Vectors()) if features is not None else (model, store, modality)
     draw = _balance(model, store, rows, part.balance) if model.head.labels else None
-    trained, chosen = _stream(store, rows.train, recipe.seed) if model.head.packed else (store, rows.train)
+    trained, chosen = _stream(store, rows.train, recipe.seed) if model.head.packed else (seen, rows.train)
     batch = min(settings.batch_size, len(chosen))
     feed = Feed(trained, modality, chosen, batch, recipe.seed, device, augment, accumulate=settings.accumulate, weights=draw)
     metric = part.metric or model.head.primary
@@ -104,7 +108,7 @@ def _train(name: str, model: Model, store: Store, rows: Split, recipe: Recipe, s
 
     def validate(module: Model) -> dict[str, float]:
         head = module.head
-        scores_NS = head.scores(head.answers(outputs(module, store, modality, rows.validation, device), truth, 1.0), truth)
+        scores_NS = head.scores(head.answers(outputs(module, seen, modality, rows.validation, device), truth, 1.0), truth)
         return {f"validation/{name}": measure(truth["label"], scores_NS) for name, measure in head.metrics.items()}
 
     fitted = fit(
@@ -126,12 +130,12 @@ def _train(name: str, model: Model, store: Store, rows: Split, recipe: Recipe, s
     stage.log_metrics({"best/score": fitted.best_score, "best/epoch": float(fitted.best_epoch + 1)})
     if not hasattr(model.head, "calibrate"):
         return 1.0, fitted, adapter
-    temperature = model.head.calibrate(outputs(model, store, modality, rows.validation, device), truth)
+    temperature = model.head.calibrate(outputs(model, seen, modality, rows.validation, device), truth)
     stage.log_metrics({"temperature": temperature})
     return temperature, fitted, adapter
 
 
-def outputs(model: Model, store: Store, modality, rows: np.ndarray, device: torch.device) -> np.ndarray:
+def outputs(model: Model, store: Store | Remembered, modality, rows: np.ndarray, device: torch.device) -> np.ndarray:
     """Outputs (N, S) of the model in evaluation mode."""
     with torch.no_grad():
         return joined([model(inputs).float().cpu().numpy() for inputs in plain_batches(store, modality, rows, device, whole=model.head.whole)])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -18,6 +18,7 @@ class LinearProbe:
     """Trains the head alone: measures what pretraining has taught, and is fast."""
 
     Options = LinearProbeOptions
+    frozen: ClassVar[bool] = True
 
     def __init__(self, options: LinearProbeOptions):
         self.options = options

@@ -7,10 +7,11 @@ import hashlib
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from ml import fit
+from ml import fit, frozen
 from ml.heads import HEADS
 from ml.model import Model
 from ml.objectives import OBJECTIVES
@@ -126,3 +127,39 @@ def test_a_fine_tuning_goes_on_exactly(name, stored, tmp_path, monkeypatch):
 
     whole, killed = whole_and_killed(train, tmp_path, monkeypatch, "finetune")
     assert whole == killed
+
+
+PROBE = ["finetuning.method=linear-probe", "finetuning.augmentation.preset=none"]
+
+
+@pytest.mark.parametrize("which", ["image", "text"])
+def test_a_probe_of_remembered_features_goes_on_exactly(which, stored, tmp_path, monkeypatch):
+    recipe, store = stored(which, *PROBE)
+    rows, encoded = split(store.table, store.spec.classes, recipe.splitting, recipe.seed), []
+
+    def train(stage):
+        torch.manual_seed(0)
+        model = Model.build(recipe.backbone, recipe.finetuning.head, store.spec)
+        model.backbone.encode = lambda inputs, encode=model.backbone.encode: (encoded.append(1), encode(inputs))[1]
+        finetune._train("finetune", model, store, rows, recipe, stage)
+        return model
+
+    whole, killed = whole_and_killed(train, tmp_path, monkeypatch, "finetune")
+    assert whole == killed
+    assert len(encoded) == 3 * -(-len(np.concatenate([rows.train, rows.validation])) // frozen.BATCH), "each row is read once in a training"
+
+
+@pytest.mark.parametrize("method", ["linear-probe", "full"])
+@pytest.mark.parametrize("preset", ["none", "standard"])
+def test_a_probe_learns_the_same_from_remembered_features(method, preset, stored, tmp_path, monkeypatch):
+    recipe, store = stored("image", f"finetuning.method={method}", f"finetuning.augmentation.preset={preset}")
+    rows, found = split(store.table, store.spec.classes, recipe.splitting, recipe.seed), []
+    for most in (frozen.MOST_BYTES, 0):
+        monkeypatch.setattr(frozen, "MOST_BYTES", most)
+        torch.manual_seed(0)
+        model = Model.build(recipe.backbone, recipe.finetuning.head, store.spec)
+        temperature, fitted, _ = finetune._train("finetune", model, store, rows, recipe, Told(tmp_path / str(most)))
+        found.append((model.state_dict(), temperature, fitted))
+    for name, value in found[0][0].items():
+        torch.testing.assert_close(value, found[1][0][name], rtol=1e-3, atol=1e-4, msg=name)
+    assert found[0][1] == pytest.approx(found[1][1], rel=1e-2) and found[0][2].steps == found[1][2].steps
