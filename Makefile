@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test lint lock clean
+.PHONY: help setup demo test bench lint lock clean
 
 help:  ## List what there is.
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1\t\2/p' Makefile
@@ -26,6 +26,9 @@ demo: setup  ## The main job on scikit-learn's handwritten digits: a registered 
 
 test: setup  ## All tests.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+bench: setup  ## Measurements that 20 minutes are enough for, or make bench NAME=feed ARGS="--pairs 7".
+	@for name in $(or $(NAME),start orchestration feed memory); do echo "## $$name" && $(BIN)/python -m benchmarks.$$name $(ARGS) || exit 1; done
 
 lint: setup  ## Style.
 	$(BIN)/ruff check .

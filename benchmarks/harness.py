@@ -1,7 +1,9 @@
-"""What the measurements share: fresh processes, a Prefect server to run against, medians with intervals, the machine."""
+"""What the measurements share: turns A B B A, fresh processes, a Prefect server to run against, medians with intervals, the machine, the table."""
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 import platform
 import resource
@@ -10,8 +12,9 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,48 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 WARMSTART = (sys.executable, "-c", "from flows.cli import command; command()")
+
+
+def arguments(name: str, description: str, pairs: int = 7) -> argparse.ArgumentParser:
+    """The arguments that every measurement has."""
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=pairs, help="rounds, each of which runs every arm once")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="CPU threads of each process")
+    parser.add_argument("--output", type=Path, help="JSON file for all measurements")
+    return parser
+
+
+def turns(arms: Mapping[str, Callable[[], Any]], rounds: int) -> list[dict[str, Any]]:
+    """What each arm gives in each round, in turns A B B A: what the machine does meanwhile falls on all arms alike."""
+    found = []
+    for number in range(rounds):
+        order = list(arms) if number % 2 == 0 else list(arms)[::-1]
+        one = {name: arms[name]() for name in order}
+        found.append({name: one[name] for name in arms})
+        print(f"round {number + 1} of {rounds}: {json.dumps(found[-1], default=str)[:300]}", file=sys.stderr, flush=True)
+    return found
+
+
+def ratios(rounds: Sequence[Mapping[str, float]], arm: str, other: str) -> list[float]:
+    """arm / other in each round."""
+    return [one[arm] / one[other] for one in rounds]
+
+
+def control(rounds: Sequence[Mapping[str, float]], arm: str) -> list[float]:
+    """An arm beside itself in the next round: how far this is from 1 is the noise."""
+    values = [one[arm] for one in rounds]
+    return [one / other for one, other in zip(values[:-1:2], values[1::2], strict=False)]
+
+
+def finish(given: argparse.Namespace, figures: Mapping[str, Sequence[float]], goals: Mapping[str, str], **more: Any) -> None:
+    """Prints medians with their intervals beside the goals as Markdown, and writes all that was measured where `--output` says."""
+    found = {name: median(list(values)) for name, values in figures.items() if len(values)}
+    if given.output:
+        facts = {"when": datetime.now(UTC).isoformat(timespec="seconds"), "arguments": sys.argv[1:], "machine": machine(given.threads)}
+        given.output.write_text(json.dumps(facts | {"figures": found, **more}, indent=1, default=str) + "\n", encoding="utf-8")
+    print("| figure | median | 95 % interval | n | goal |\n| --- | ---: | --- | ---: | --- |")
+    for name, one in found.items():
+        print(f"| {name} | {one['median']:,.3f} | {one['low']:,.3f} to {one['high']:,.3f} | {one['n']} | {goals.get(name, '')} |")
 
 
 def run(command: list[str], folder: Path) -> tuple[dict[str, float], str]:

@@ -18,12 +18,13 @@ import sys
 import tempfile
 import time
 from contextlib import closing
+from itertools import count
 from pathlib import Path
 
 import torch
 from torch.nn import functional as F
 
-from benchmarks.harness import ROOT, WARMSTART, machine, median, prefect_server, run
+from benchmarks.harness import ROOT, WARMSTART, arguments, finish, prefect_server, ratios, run, turns
 
 STEPS, BATCH, BLOCK = 2000, 12, 64
 WARM, PEAK, LEAST = 100, 1e-3, 1e-4
@@ -31,38 +32,27 @@ RECIPE = str(ROOT / "conf" / "text" / "gpt-shakespeare.yaml")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.nanogpt", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments("nanogpt", __doc__, pairs=3)
     parser.add_argument("data", type=Path, help="folder with train.txt and validation.txt")
-    parser.add_argument("--pairs", type=int, default=3, help="pairs of A and B, each with a seed of its own")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads of each process")
     parser.add_argument("--scale", type=float, default=1.0, help="share of the steps")
-    parser.add_argument("--output", type=Path, help="JSON file for all measurements")
     parser.add_argument("--bare", type=int, metavar="SEED", help=argparse.SUPPRESS)  # B itself, in a process of its own
     given = parser.parse_args()
     steps = max(1, round(STEPS * given.scale))
     if given.bare is not None:
         print(json.dumps(bare(given.data, steps, given.threads, given.bare)))
         return
-    pairs = []
+    data, seeds = given.data.resolve(), {"A": count(), "B": count()}
     with tempfile.TemporaryDirectory(prefix="nanogpt-") as scratch, prefect_server(Path(scratch)):
-        for seed in range(given.pairs):
-            arms = {"A": lambda seed=seed: ours(given.data.resolve(), steps, given.threads, seed, Path(scratch) / str(seed)),
-                    "B": lambda seed=seed: theirs(given.data.resolve(), given.scale, given.threads, seed)}  # fmt: skip
-            pairs.append({arm: arms[arm]() for arm in ("AB" if seed % 2 == 0 else "BA")})
-            print(json.dumps(pairs[-1]), file=sys.stderr, flush=True)
-    figures = {
-        "loss, A": median([pair["A"]["loss"] for pair in pairs]),
-        "loss, B": median([pair["B"]["loss"] for pair in pairs]),
-        "loss, A / B": median([pair["A"]["loss"] / pair["B"]["loss"] for pair in pairs]),
-        "seconds, A": median([pair["A"]["seconds"] for pair in pairs]),
-        "seconds, B": median([pair["B"]["seconds"] for pair in pairs]),
-        "seconds, A / B": median([pair["A"]["seconds"] / pair["B"]["seconds"] for pair in pairs]),
-    }
-    if given.output:
-        given.output.write_text(json.dumps({"machine": machine(given.threads), "figures": figures, "pairs": pairs}, indent=1) + "\n", encoding="utf-8")
-    print("| figure | median | 95 % interval | n |\n| --- | ---: | --- | ---: |")
-    for name, one in figures.items():
-        print(f"| {name} | {one['median']:.3f} | {one['low']:.3f} to {one['high']:.3f} | {one['n']} |")
+        arms = {
+            "A": lambda: ours(data, steps, given.threads, seed := next(seeds["A"]), Path(scratch) / str(seed)),
+            "B": lambda: theirs(data, given.scale, given.threads, next(seeds["B"])),
+        }
+        pairs = turns(arms, given.pairs)
+    figures = {}
+    for what in ("loss", "seconds"):
+        of = [{arm: pair[arm][what] for arm in pair} for pair in pairs]
+        figures |= {f"{what}, {arm}": [one[arm] for one in of] for arm in arms} | {f"{what}, A / B": ratios(of, "A", "B")}
+    finish(given, figures, {"loss, A / B": "≤ 1.05", "seconds, A / B": "≤ 1"}, pairs=pairs)
 
 
 def ours(data: Path, steps: int, threads: int, seed: int, folder: Path) -> dict[str, float]:

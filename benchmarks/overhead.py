@@ -9,7 +9,6 @@ tables; B is benchmarks/bare.py, the same job as a plain script. Fresh processes
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
@@ -17,29 +16,23 @@ import shutil
 import sqlite3
 import sys
 import tempfile
-from collections.abc import Callable
 from contextlib import closing
-from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from benchmarks.harness import ROOT, WARMSTART, machine, median, prefect_server, run
+from benchmarks.harness import ROOT, WARMSTART, arguments, control, finish, prefect_server, run, turns
 
 RECIPE = str(ROOT / "conf" / "image" / "digits.yaml")
 TRAINED = ("pretrain", "finetune", "baseline")
-RATIO_GOAL, SECONDS_GOAL = 1.10, 5.0
+GOALS = {"training stages / bare loop": "≤ 1.05", "whole command − bare script, s": "≤ 1.5"}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.overhead", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--pairs", type=int, default=8, help="pairs of A and B")
+    parser = arguments("overhead", __doc__, pairs=8)
     parser.add_argument("--scale", type=float, default=1.0, help="share of the demo's training steps")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="CPU threads of each process")
-    parser.add_argument("--output", type=Path, help="JSON file for all measurements")
     given = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(given.threads)
     overrides = [f"compute.threads={given.threads}", *shortened(given.scale)]
@@ -49,24 +42,11 @@ def main() -> None:
         run([sys.executable, "-c", "from tasks.tracking.database import prepare; prepare()"], scratch / "ready")
         with prefect_server(scratch):
             pipeline(scratch, "first", overrides)  # fills the file cache
-            pairs = []
-            for number in range(given.pairs):
-                arms: dict[str, Callable[[], dict[str, Any]]] = {
-                    "A": lambda n=number: pipeline(scratch, f"run-{n}", overrides),
-                    "B": lambda: bare(overrides),
-                }
-                pair: dict[str, Any] = {"order": "AB" if number % 2 == 0 else "BA", "load": round(os.getloadavg()[0], 2)}
-                pairs.append(pair | {arm: arms[arm]() for arm in pair["order"]})
-                print(
-                    f"pair {number + 1} of {given.pairs}: training {trained(pairs[-1]['A']):.2f} s and {trained(pairs[-1]['B']):.2f} s",
-                    file=sys.stderr,
-                    flush=True,
-                )
-    result = {"when": datetime.now(UTC).isoformat(timespec="seconds"), "arguments": sys.argv[1:], "machine": machine(given.threads)}
-    result |= {"figures": figures(pairs), "equal_work": equal_work(pairs), "pairs": pairs}
-    if given.output:
-        given.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(table(result))
+            number = count()
+            arms = {"A": lambda: pipeline(scratch, f"run-{next(number)}", overrides), "B": lambda: bare(overrides)}
+            pairs = turns(arms, given.pairs)
+    finish(given, figures(pairs), GOALS, equal_work=equal_work(pairs), pairs=pairs)
+    print(table(equal_work(pairs)))
 
 
 def shortened(scale: float) -> list[str]:
@@ -114,14 +94,14 @@ def trained(one: dict[str, Any]) -> float:
     return sum(one["stages"][name]["seconds"] for name in TRAINED)
 
 
-def figures(pairs: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Medians over the pairs with 95 % bootstrap intervals."""
+def figures(pairs: list[dict[str, Any]]) -> dict[str, list[float]]:
+    """What is told of each pair."""
 
     def loop(one: dict[str, Any]) -> float:
         return sum(one["stages"][name]["loop_seconds"] for name in TRAINED)
 
     bares = [pair["B"] for pair in pairs]
-    found = {
+    return {
         "training stages / bare loop": [trained(pair["A"]) / trained(pair["B"]) for pair in pairs],
         "within the fit loop / bare loop": [loop(pair["A"]) / trained(pair["B"]) for pair in pairs],
         "training stages, s": [trained(pair["A"]) for pair in pairs],
@@ -131,9 +111,8 @@ def figures(pairs: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
         "whole command − bare script, CPU s": [pair["A"]["cpu"] - pair["B"]["cpu"] for pair in pairs],
         "whole command, s": [pair["A"]["wall"] for pair in pairs],
         "bare script, s": [one["wall"] for one in bares],
-        "control: bare / bare": [trained(one) / trained(other) for one, other in zip(bares[:-1:2], bares[1::2], strict=False)],
+        "control: bare / bare": control([{"B": trained(one)} for one in bares], "B"),
     }
-    return {name: median(values) for name, values in found.items() if values}
 
 
 def equal_work(pairs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -149,18 +128,14 @@ def equal_work(pairs: list[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def table(result: dict[str, Any]) -> str:
-    """The figures and the proof of equal work as Markdown."""
-    lines = ["| figure | median | 95 % interval | n | goal |", "| --- | ---: | --- | ---: | --- |"]
-    goals = {"training stages / bare loop": f"≤ {RATIO_GOAL:.2f}", "whole command − bare script, s": f"≤ {SECONDS_GOAL:g}"}
-    for name, one in result["figures"].items():
-        lines.append(f"| {name} | {one['median']:.3f} | {one['low']:.3f} to {one['high']:.3f} | {one['n']} | {goals.get(name, '')} |")
-    lines += [
+def table(equal: dict[str, Any]) -> str:
+    """The proof of equal work as Markdown."""
+    lines = [
         "",
         "| training | steps | rows | parameters | last loss, least and most | different weights |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    for name, one in result["equal_work"].items():
+    for name, one in equal.items():
         numbers = " | ".join(", ".join(map(str, one[key])) for key in ("steps", "rows", "parameters"))
         lines.append(f"| {name} | {numbers} | {one['loss'][0]:.6f} {one['loss'][1]:.6f} | {one['weights']} |")
     return "\n".join(lines)
