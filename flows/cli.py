@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="Pretrain once, fine-tune many: train, evaluate, register and serve models with Prefect and MLflow.")  # fmt: skip
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, help="Pretrain once, fine-tune many: train, evaluate, register and serve models with Prefect and MLflow.")  # fmt: skip
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, such as conf/image/digits.yaml.")]
 Overrides = Annotated[
@@ -28,7 +28,10 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
     from_stage: Annotated[str, typer.Option("--from", metavar="STAGE", help="Do this stage and those after it anew.")] = "",
 ) -> None:
-    """Run the whole pipeline: preprocess, pretrain, split, fine-tune, evaluate, register."""
+    """Run the whole pipeline.
+
+    Preprocess, pretrain, split, fine-tune, evaluate, register.
+    """
     with _standard_output(as_json) as output:
         from flows.session import session
         from ml.recipe_file import read
@@ -63,7 +66,10 @@ def predict(
     batch_size: Annotated[int, typer.Option(min=1, max=65536, help="Items scored at once.")] = 256,
     column: Annotated[str, typer.Option(help="Column to score in Parquet, CSV and JSONL; unset, by its name: image or path, text or sentence.")] = "",
 ) -> None:
-    """Score files, folders, Parquet or CSV with a registered model; bad items get a row with the reason."""
+    """Score files with a registered model.
+
+    Files, folders, Parquet, CSV or JSONL; bad items get a row with the reason.
+    """
     from flows.session import session
 
     with session() as prefect:
@@ -82,7 +88,10 @@ def predict(
 
 @app.command()
 def check(recipe: RecipePath, overrides: Overrides = None, as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:  # fmt: skip
-    """Check a recipe and its data, and estimate memory and time; trains nothing."""
+    """Check a recipe and its data, and estimate cost.
+
+    Memory and time are estimated from a few updates; nothing is trained.
+    """
     with _standard_output(as_json) as output:
         from flows.check import check as examine
         from flows.console import Console
@@ -103,7 +112,10 @@ def promote(
     version: Annotated[int, typer.Argument(help="The version to make the champion.")],
     reason: Annotated[str, typer.Option(help="Why, for the audit log.")] = "by hand",
 ) -> None:
-    """Make a version the champion by hand; the one before becomes `previous`."""
+    """Make a version the champion by hand.
+
+    The one before becomes `previous`.
+    """
     from tasks.tracking import database, registry
 
     database.prepare()
@@ -139,7 +151,10 @@ def show(
     kind: Annotated[str, typer.Argument(metavar="{sources|modalities|backbones|objectives|heads|methods}")],
     name: Annotated[str, typer.Argument(metavar="[NAME]")] = "",
 ) -> None:
-    """List what a recipe can choose from; with a NAME, its options."""
+    """List what a recipe can choose from.
+
+    With a NAME, its options.
+    """
     from flows.catalogue import show as describe
 
     typer.echo(describe(kind, name))
