@@ -1,6 +1,6 @@
 """How fast pictures reach the network: `python -m benchmarks.feed`.
 
-Pictures a second, cropped, flipped and normalised at 64 pixels, in batches of 128: out of the store (A), beside torchvision's ImageFolder with a
+Pictures a second, shifted, flipped and normalised at 64 pixels, in batches of 128: out of the store (A), beside torchvision's ImageFolder with a
 DataLoader of 0, 1 and 2 workers (B) over the same JPEGs of 256 pixels; and the first pass, which decodes each picture once into the store, beside plain decoding
 and resizing by PIL. In turns, each in a fresh process. Also the store with 16 times the rows, of which each epoch draws all in a new order.
 """
@@ -95,7 +95,7 @@ def store(scratch: Path) -> float:
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         made, _ = _preprocess(scratch, Path(folder))
         rows = np.flatnonzero(made.table["part"] == "train")
-        feed = Feed(made, Modality(Modality.Options()), rows, BATCH, 0, torch.device("cpu"), Modality.presets["standard"](made.spec))
+        feed = Feed(made, Modality(Modality.Options()), rows, BATCH, 0, torch.device("cpu"), Modality.presets["light"](made.spec))
         count, began = 0, time.perf_counter()
         for epoch in range(10):
             count += sum(len(batches[0].targets_B) for _, batches in feed.batches(epoch))

@@ -154,6 +154,13 @@ def test_a_shift_moves_whole_pixels_and_reflects():
         assert min(float((one - shift).abs().max()) for shift in shifts) < 1e-5
 
 
+@given(height=st.integers(1, 20), width=st.integers(1, 20), seed=st.integers(0, 99), **dict.fromkeys(("crop", "flip", "vertical_flip"), st.floats(0, 0.5)))
+@settings(deadline=None, max_examples=60)
+def test_moved_pixels_are_those_that_resampling_finds(height, width, seed, **fields):
+    x = torch.rand(8, 2, height, width, generator=torch.Generator().manual_seed(seed))
+    torch.testing.assert_close(run(x, seed, **fields)[0], run(x, seed, rotation=1e-7, **fields)[0], atol=1e-4, rtol=0)
+
+
 def test_rotation_by_a_quarter_turn_is_exact():
     """Drawn angles are continuous, so the nearest to 90 degrees of many is compared with the exact turn."""
     x = images(1).expand(4096, -1, -1, -1)
