@@ -33,17 +33,10 @@ def overview(store: Store) -> dict[str, Figure]:
 
 def lengths(store: Store) -> Figure:
     """How many tokens question and context have together; a line marks how many are read at once."""
-    figure = Figure(figsize=(7, 3.2), layout="constrained")
-    axes = figure.subplots()
     tokens, limit = store.array.lengths, store.spec.shape[0]
-    axes.hist(np.minimum(tokens, 4 * limit), bins=60, color=COLOURS["train"])
-    axes.axvline(limit, color=COLOURS["test"], label=f"{limit} are read at once")
-    axes.set_xlabel("tokens of question and context" + (" (longer ones at the end)" if tokens.max() > 4 * limit else ""))
-    axes.set_ylabel("questions")
-    share = (tokens > limit).mean()
-    axes.set_title(f"median {np.median(tokens):,.0f} tokens; {share:.0%} are read in windows; {store.spec.options['vocabulary']:,} tokens known", fontsize=10)
-    axes.legend()
-    return figure
+    share, known = (tokens > limit).mean(), store.spec.options["vocabulary"]
+    title = f"median {np.median(tokens):,.0f} tokens; {share:.0%} are read in windows; {known:,} tokens known"
+    return text_pictures.histogram(store, "tokens of question and context", "questions", f"{limit} are read at once", title)
 
 
 def answerable(store: Store) -> Figure:

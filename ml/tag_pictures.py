@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from ml import text_pictures
-from ml.overview import COLOURS
 from ml.pictures import BLUE, confusion, plain_text
 from ml.store import Store
 from ml.tag_metrics import OUTSIDE, Scheme
@@ -29,17 +28,10 @@ def overview(store: Store) -> dict[str, Figure]:
 
 def lengths(store: Store) -> Figure:
     """How many tokens the rows have; a line marks how many are read at once."""
-    figure = Figure(figsize=(7, 3.2), layout="constrained")
-    axes = figure.subplots()
     tokens, limit = store.array.lengths, store.spec.shape[0]
-    axes.hist(np.minimum(tokens, 4 * limit), bins=60, color=COLOURS["train"])
-    axes.axvline(limit, color=COLOURS["test"], label=f"{limit} are read at once")
-    axes.set_xlabel("tokens" + (" (longer rows at the end)" if tokens.max() > 4 * limit else ""))
-    axes.set_ylabel("rows")
     words, share = store.arrays["spans"].lengths.sum() / 2, (tokens > limit).mean()
-    axes.set_title(f"{words:,.0f} words of {tokens.sum() / words:.2f} tokens; {share:.0%} of the rows are read in windows", fontsize=10)
-    axes.legend()
-    return figure
+    title = f"{words:,.0f} words of {tokens.sum() / words:.2f} tokens; {share:.0%} of the rows are read in windows"
+    return text_pictures.histogram(store, "tokens", "rows", f"{limit} are read at once", title)
 
 
 def tags(store: Store) -> Figure:

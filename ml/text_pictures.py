@@ -25,14 +25,21 @@ def overview(store: Store) -> dict[str, Figure]:
 
 def lengths(store: Store) -> Figure:
     """How many tokens the texts have; a line marks where they are cut."""
+    tokens, limit = store.array.lengths, store.spec.shape[0]
+    title = f"median {np.median(tokens):,.0f} tokens; {(tokens > limit).mean():.0%} are cut; {store.spec.options['vocabulary']:,} tokens known"
+    return histogram(store, "tokens", "texts", f"read up to {limit}", title)
+
+
+def histogram(store: Store, tokens: str, rows: str, read: str, title: str) -> Figure:
+    """How long the store's rows are, the words as they name `tokens` and `rows`; a line for what is `read` at once."""
     figure = Figure(figsize=(7, 3.2), layout="constrained")
     axes = figure.subplots()
-    tokens, limit = store.array.lengths, store.spec.shape[0]
-    axes.hist(np.minimum(tokens, 4 * limit), bins=60, color=COLOURS["train"])
-    axes.axvline(limit, color=COLOURS["test"], label=f"read up to {limit}")
-    axes.set_xlabel("tokens" + (" (longer ones at the end)" if tokens.max() > 4 * limit else ""))
-    axes.set_ylabel("texts")
-    axes.set_title(f"median {np.median(tokens):,.0f} tokens; {(tokens > limit).mean():.0%} are cut; {store.spec.options['vocabulary']:,} tokens known")
+    lengths_N, limit = store.array.lengths, store.spec.shape[0]
+    axes.hist(np.minimum(lengths_N, 4 * limit), bins=60, color=COLOURS["train"])
+    axes.axvline(limit, color=COLOURS["test"], label=read)
+    axes.set_xlabel(tokens + (" (longer ones at the end)" if lengths_N.max() > 4 * limit else ""))
+    axes.set_ylabel(rows)
+    axes.set_title(title, fontsize=10)
     axes.legend()
     return figure
 
