@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ml import metrics
 from ml.calibration import fit_temperature
@@ -26,6 +27,15 @@ class ClassificationOptions(Options):
     hidden: int = Field(0, ge=0, le=65_536, description="Features of a hidden layer; 0 classifies linearly.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Share of the features dropped in training.")
     standardise: bool = Field(False, description="Brings each feature to mean 0 and deviation 1 over the training rows first, which helps linear probes (He et al. 2021).")
+
+
+class _Standardised(nn.BatchNorm1d):
+    """By the batch in training, by all batches so far where there is one row and when it is used."""
+
+    def forward(self, features_BD: Tensor) -> Tensor:
+        if len(features_BD) > 1:
+            return super().forward(features_BD)
+        return F.batch_norm(features_BD, self.running_mean, self.running_var, eps=self.eps)
 
 
 class Classification(nn.Module):
@@ -49,7 +59,7 @@ class Classification(nn.Module):
         if classes < 2:
             raise InputError(f"classification needs two classes or more, found {classes}: {', '.join(spec.classes) or 'none'}")
         self.classes, self.label_smoothing = spec.classes, options.label_smoothing
-        self.scaled = nn.BatchNorm1d(width, affine=False) if options.standardise else nn.Identity()
+        self.scaled = _Standardised(width, affine=False) if options.standardise else nn.Identity()
         self.dropout = nn.Dropout(options.dropout)
         hidden = [nn.Linear(width, options.hidden), nn.LayerNorm(options.hidden), nn.GELU()] if options.hidden else []
         self.hidden = nn.Sequential(*hidden)

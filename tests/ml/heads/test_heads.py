@@ -59,6 +59,18 @@ def test_loss_is_that_of_torch(smoothing, weights):
     torch.testing.assert_close(head.loss(LOGITS, Batch({}, TARGETS)), expected)
 
 
+def test_standardised_features_have_mean_0_and_deviation_1():
+    options = HEADS["classification"].Options(standardise=True)
+    head = HEADS["classification"](options, 4, SPEC)
+    features_ND = torch.randn(4096, 4, generator=torch.Generator().manual_seed(0)) * torch.tensor([0.01, 1, 10, 1000]) + torch.tensor([5, 0, -3, 1e4])
+    for part_BD in features_ND.split(32):
+        head(Features(part_BD))
+    scaled_ND = head.eval().scaled(features_ND)
+    torch.testing.assert_close(scaled_ND.mean(0), torch.zeros(4), atol=0.2, rtol=0)
+    torch.testing.assert_close(scaled_ND.std(0), torch.ones(4), atol=0.2, rtol=0)
+    torch.testing.assert_close(head.train()(Features(features_ND[:1])), head.eval()(Features(features_ND[:1])))
+
+
 def test_unlabelled_rows_do_not_count():
     head = make()
     some = TARGETS.where(torch.arange(6) < 4, -1)
