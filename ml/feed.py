@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ml.contracts import UNLABELLED, Batch, DataSpec, Mix, Options
-from ml.ragged import Packed, Ragged
+from ml.ragged import Packed, Ragged, at_once
 from ml.store import Store
 
 HELD, HELD_BLOCKS = 0.02, 256
@@ -132,6 +132,7 @@ def plain_batches(
     store: Store, modality: Any, rows: np.ndarray, device: torch.device, batch_size: int = 256, whole: bool = False
 ) -> Iterator[dict[str, torch.Tensor]]:
     """Yields the encoded inputs of `rows`, in order and without augmentation, cut to what a model reads at once unless they are to be `whole`."""
+    batch_size = at_once(store.array, store.spec.shape[0], batch_size)
     for start in range(0, len(rows), batch_size):
         array_B = torch.from_numpy(modality.collate(store.array[rows[start : start + batch_size]], store.spec, whole=whole)).to(device, non_blocking=True)
         yield modality.encode(array_B, store.spec)

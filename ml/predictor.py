@@ -24,7 +24,7 @@ from ml.choice import choice
 from ml.contracts import DataSpec, InputError
 from ml.modalities import MODALITIES
 from ml.model import Model, load_model, read_described, read_spec
-from ml.ragged import Ragged, joined
+from ml.ragged import Ragged, at_once, joined
 
 BATCH = 256
 CPU = torch.device("cpu")
@@ -141,6 +141,7 @@ def _batched(
     modality = _modality(spec)
     parts = []
     with torch.inference_mode():
+        batch_size = at_once(arrays, spec.shape[0], batch_size)
         for start in range(0, len(arrays), batch_size):
             array_B = torch.from_numpy(np.array(modality.collate(arrays[start : start + batch_size], spec, whole=whole))).to(device)
             parts.append(forward(modality.encode(array_B, spec)).float().cpu().numpy())

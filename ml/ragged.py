@@ -9,6 +9,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+TOKENS = 32_768
+"""Of texts that are looked at together, at most and with padding: the memory that attention takes grows with them."""
+
 
 class Ragged:
     """Indexed by row numbers, a slice or a mask it gives another Ragged, indexed by one row number that row."""
@@ -98,3 +101,8 @@ def joined(parts: Sequence[np.ndarray]) -> np.ndarray:
 def row_bytes(rows: np.ndarray | Ragged) -> int:
     """Mean bytes of a row, at least 1."""
     return max(1, rows.nbytes // max(1, len(rows)))
+
+
+def at_once(rows: np.ndarray | Ragged, width: int, most: int) -> int:
+    """How many of the rows, at `most`, are looked at together: of texts of up to `width` tokens no more than TOKENS in all."""
+    return min(most, max(1, TOKENS // width)) if isinstance(rows, Ragged) else most

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ml.ragged import Packed, Ragged, joined, row_bytes
+from ml.ragged import TOKENS, Packed, Ragged, at_once, joined, row_bytes
 
 ROWS = st.lists(st.lists(st.integers(-5, 300), max_size=6), max_size=8)
 
@@ -80,3 +80,9 @@ def test_batches_of_different_widths_are_joined():
     found = joined([np.ones((2, 3), np.float32), np.zeros((1, 1), np.float32)])
     np.testing.assert_array_equal(found, np.array([[1, 1, 1], [1, 1, 1], [0, np.nan, np.nan]], np.float32))
     assert found.dtype == np.float32
+
+
+def test_long_texts_go_fewer_at_once():
+    texts = Ragged.of([np.arange(3)], np.int32)
+    assert [at_once(texts, width, 256) for width in (8, 1024, 10**9)] == [256, TOKENS // 1024, 1]
+    assert at_once(np.zeros((3, 4)), 1024, 256) == 256
