@@ -28,7 +28,7 @@ test: setup  ## All tests.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 bench: setup  ## Measurements that 20 minutes are enough for, or make bench NAME=feed ARGS="--pairs 7".
-	@for name in $(or $(NAME),start orchestration feed memory); do echo "## $$name" && $(BIN)/python -m benchmarks.$$name $(ARGS) || exit 1; done
+	@for name in $(or $(NAME),start orchestration feed memory scaling); do echo "## $$name" && $(BIN)/python -m benchmarks.$$name $(ARGS) || exit 1; done
 
 lint: setup  ## Style.
 	$(BIN)/ruff check .

@@ -13,15 +13,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from ml.device import device_of
 from ml.feed import Blocks, Feed, rows_of, stream
 from ml.model import Model
 from ml.preprocess import preprocess, summary
+from ml.pretraining import SEEN
 from ml.recipe import Finetuning, Pretraining, Recipe, augmentation
 from ml.schedule import epochs_of
 from ml.splitting import split
 from ml.store import Store
-from tasks.pretrain import SEEN
-from tasks.stage import device_of, home
+from tasks.stage import home
 
 STEPS = 4  # timed updates, the first of which warms up
 IMBALANCE = 10

@@ -9,10 +9,11 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
 from ml import scoring
+from ml.device import device_of
 from ml.predictor import Predictor
 from ml.recipe import Compute
 from tasks import collector
-from tasks.stage import TASK, device_of
+from tasks.stage import TASK
 from tasks.tracking.artifacts import fetch
 from tasks.tracking.database import prepare
 from tasks.tracking.versions import pinned

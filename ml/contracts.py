@@ -58,16 +58,37 @@ class Mix:
 
 
 @dataclass(frozen=True)
+class Part:
+    """Which rows of a batch that several processes share one of them has: those from `start`, of `rows`. `targets_B` are those of the whole batch."""
+
+    start: int
+    rows: int
+    targets_B: Tensor
+
+
+@dataclass(frozen=True)
 class Batch:
     """One batch on the device: what the backbone reads, by name, and the targets (UNLABELLED where there is none).
 
     A target is a class id, or where rows have several labels (B, K) int8, 1 for those that apply and UNLABELLED throughout where there is none.
+    Where the batch is a `part` of one, partners of its `mix` are rows of the whole.
     """
 
     inputs: Mapping[str, Tensor]
     targets_B: Tensor
     views: tuple[Mapping[str, Tensor], ...] = ()
     mix: Mix | None = None
+    part: Part | None = None
+
+    @property
+    def rows(self) -> int:
+        """Of the whole batch."""
+        return len(self.targets_B) if self.part is None else self.part.rows
+
+    @property
+    def partners_B(self) -> Tensor:
+        """Targets of the rows that these are mixed with."""
+        return (self.targets_B if self.part is None else self.part.targets_B)[self.mix.partner_B]
 
 
 @dataclass(frozen=True)
@@ -95,10 +116,14 @@ class Features:
 
 @dataclass(frozen=True)
 class StepResult:
-    """The loss to step on (a scalar with its graph) and detached scalars worth a curve. A step never logs."""
+    """The loss to step on (a scalar with its graph) and detached scalars worth a curve. A step never logs.
+
+    `weight` is what the loss is a mean over, such as tokens, where that is not the rows: several processes that share a batch weigh by it.
+    """
 
     loss: Tensor
     extras: Mapping[str, Tensor] = field(default_factory=dict)
+    weight: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from ml.contracts import UNLABELLED, Batch, DataSpec, Mix, Options
+from ml.contracts import UNLABELLED, Batch, DataSpec, Mix, Options, Part
 from ml.ragged import Packed, Ragged, at_once
 from ml.store import Store
 
@@ -52,7 +52,8 @@ class Feed:
     """Training batches of `rows` of a store: shuffled anew each epoch, augmented on the device.
 
     Batches of an epoch differ in size by one row at most, so every row is seen once and none is left over. With `weights`
-    (one a row) an epoch draws as many rows with replacement, in proportion.
+    (one a row) an epoch draws as many rows with replacement, in proportion. Of several `ranks` each gets its part of every micro-batch, cut out
+    of the augmented whole: so rows, augmentation and partners of a mix are the same for any number of them.
     """
 
     store: Store | Blocks
@@ -65,6 +66,8 @@ class Feed:
     views: int = 1
     accumulate: int = 1
     weights: np.ndarray | None = None
+    rank: int = 0
+    ranks: int = 1
 
     @property
     def steps(self) -> int:
@@ -95,7 +98,7 @@ class Feed:
         parts = self.parts(epoch)
         for step in range(start, self.steps):
             micro = [rows for rows in np.array_split(parts[step], self.accumulate) if len(rows)]
-            yield step, [self.batch(rows, epoch, step, number) for number, rows in enumerate(micro)]
+            yield step, [self._part(self.batch(rows, epoch, step, number)) for number, rows in enumerate(micro)]
 
     def batch(self, rows: np.ndarray, epoch: int, step: int, micro: int = 0) -> Batch:
         """The batch of the given rows, with the randomness of (epoch, step, micro)."""
@@ -109,6 +112,20 @@ class Feed:
             inputs, mix = self.modality.augment(array_B, spec, self.augmentation, random)
             views.append(inputs)
         return Batch(views[0], targets_B, views=tuple(views) if self.views > 1 else (), mix=mix)
+
+    def _part(self, batch: Batch) -> Batch:
+        """This rank's part of a batch: as many rows as the others', or one more or less."""
+        if self.ranks == 1:
+            return batch
+        rows = len(batch.targets_B)
+        start, end = rows * self.rank // self.ranks, rows * (self.rank + 1) // self.ranks
+
+        def cut(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            return {name: value[start:end] for name, value in inputs.items()}
+
+        mix = None if batch.mix is None else Mix(batch.mix.partner_B[start:end], batch.mix.weight_B[start:end])
+        part = Part(start, rows, batch.targets_B)
+        return Batch(cut(batch.inputs), batch.targets_B[start:end], views=tuple(map(cut, batch.views)), mix=mix, part=part)
 
 
 def stream(store: Store, rows: np.ndarray, seed: int) -> tuple[Blocks, np.ndarray, np.ndarray]:

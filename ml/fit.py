@@ -1,8 +1,11 @@
-"""The one training loop: any module with `step(batch) -> StepResult`, on any feed, resumable bit for bit.
+"""The one training loop: any module with `step(batch) -> StepResult`, on any feed, in one process or several, resumable bit for bit.
 
 What a step does is a pure function of the weights and (seed, epoch, step): the feed draws its randomness from that, and the
 global generators are seeded from it before each step. So a checkpoint needs no generator's state, and a run that was
 killed gives on a CPU the same losses as one that never was.
+
+Several ranks (ml.ranks) each take their part of every batch; weights, optimizer and position are the same in all of them after each step. Rank 0
+alone validates, reports and writes checkpoints, which any number of ranks can go on from.
 """
 
 from __future__ import annotations
@@ -11,7 +14,8 @@ import copy
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +24,10 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
-from ml import checkpoint, progress
+from ml import checkpoint, progress, ranks
 from ml.averaging import Weights, average, swapped, weights_of
 from ml.contracts import Batch, InputError, Report, StepResult
+from ml.coupling import Coupled
 from ml.crash import crash_point
 from ml.determinism import determinism, is_deterministic
 from ml.feed import Feed, seed_of
@@ -30,6 +35,7 @@ from ml.interruption import Interrupted, Interruption, interruption
 from ml.precision import fastest_precision
 from ml.recipe import Compute, Fit, Optimizer, Precision
 from ml.schedule import epochs_of, rate
+from ml.shared_norm import share_statistics
 
 POINTS = 200  # points of a training curve
 SPEED_SECONDS = 1.0  # that each point of the speed's curve is measured over, at least
@@ -58,6 +64,8 @@ class Fitted:
     stopped_early: bool
     metrics: Mapping[str, float]
     """Of the last validation."""
+    processes: list[int]
+    """How many trained, each time that this changed."""
 
 
 @dataclass
@@ -75,10 +83,11 @@ class _State:
     seconds: float = 0.0
     waited: float = 0.0
     metrics: dict[str, float] = field(default_factory=dict)
+    processes: list[int] = field(default_factory=list)
 
 
 class _Step(nn.Module):
-    """Makes `step` the forward pass, where accelerate puts autocast (and data parallelism its hooks)."""
+    """Makes `step` the forward pass, where accelerate puts autocast and data parallelism its hooks."""
 
     def __init__(self, module: nn.Module):
         super().__init__()
@@ -115,7 +124,8 @@ def fit(
 
 class _Loop:
     def __init__(self, module, feed, settings, compute, stage, groups, workdir, report, prepare, validate, metric, sign):
-        self.module, self.feed, self.settings, self.compute, self.stage = module, feed, settings, compute, stage
+        self.module, self.settings, self.compute, self.stage = module, settings, compute, stage
+        self.feed = replace(feed, rank=ranks.rank(), ranks=ranks.count()) if ranks.count() > 1 else feed
         self.groups, self.report, self.prepare, self.validate, self.metric, self.sign = groups, report, prepare, validate, metric, sign
         self.folder = workdir / "checkpoints"
         self.epochs = epochs_of(settings, len(feed.rows))
@@ -133,25 +143,38 @@ class _Loop:
         self.counted = 0
 
     def run(self, asked: Interruption) -> Fitted:
+        self._check()
         device = self.feed.device
         self.module.to(device, memory_format=torch.channels_last)
         self.optimizer = _optimizer(self.settings, self.groups, device)
         resumed = self._restore()
         if not resumed:
-            self.state.precision = self._precision().value
+            self.state.precision = ranks.told(lambda: self._precision().value)
+        if self.state.processes[-1:] != [ranks.count()]:
+            self.state.processes = [*self.state.processes, ranks.count()]
         mixed = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[self.state.precision]
         AcceleratorState._reset_state(True)  # each training has its own precision
         self.accelerator = Accelerator(mixed_precision=mixed, cpu=device.type == "cpu")
         step_module, self.optimizer = self.accelerator.prepare(_Step(self.module), self.optimizer)
+        self.coupled = Coupled(step_module)
+        share_statistics(self.module)
         if resumed:
             self._restore_scaler()
         else:
             self.ema = weights_of(self.module) if self.settings.ema else None
             self.first = copy.deepcopy(self._content())
-        self._train(step_module, asked)
+        self._train(asked)
         return self._finish()
 
-    def _train(self, step_module: nn.Module, asked: Interruption) -> None:
+    def _check(self) -> None:
+        least = len(self.feed.rows) // self.feed.steps // self.settings.accumulate
+        if least < ranks.count():
+            raise InputError(
+                f"{self.stage} updates its weights from {least} rows at once, which {ranks.count()} processes cannot share. "
+                f"Lower compute.workers or fit.accumulate, or raise fit.batch_size."
+            )
+
+    def _train(self, asked: Interruption) -> None:
         clock = window_began = saved_at = time.perf_counter()
         window_waited, window_rows, save_cost = 0.0, 0, 0.0
         while self.state.step < self.total and not self.state.stopped:
@@ -159,10 +182,10 @@ class _Loop:
             began = time.perf_counter()
             for _, batches in self.feed.batches(epoch, start):
                 waited = time.perf_counter() - began
-                if not self._update(step_module, batches):
+                if not self._update(batches):
                     break  # went back to a checkpoint, whose epoch and step differ
                 self.state.waited += waited
-                window_waited, window_rows = window_waited + waited, window_rows + sum(len(batch.targets_B) for batch in batches)
+                window_waited, window_rows = window_waited + waited, window_rows + sum(batch.rows for batch in batches)
                 done = self.state.step == self.total
                 if self.state.step % self.window == 0 or done:
                     now = time.perf_counter()
@@ -181,39 +204,43 @@ class _Loop:
                 if done:  # of what follows, a kill costs no more than the time between two checkpoints
                     self.state.seconds += now - clock
                     break
-                if asked.requested or now - saved_at >= (max(every, save_cost / CHECKPOINT_SHARE) if every else 0):
+                stop, due = ranks.agreed(asked.requested, now - saved_at >= (max(every, save_cost / CHECKPOINT_SHARE) if every else 0))
+                if stop or due:
                     self.state.seconds += now - clock
                     self._save()
                     clock = saved_at = time.perf_counter()
                     save_cost = saved_at - now
-                if asked.requested:
+                if stop:
                     raise Interrupted(f"{self.stage} was stopped at step {self.state.step} of {self.total}; the same command goes on from there")
                 began = time.perf_counter()
 
-    def _update(self, step_module: nn.Module, batches: list[Batch]) -> bool:
+    def _update(self, batches: list[Batch]) -> bool:
         """One update of the weights; false when the loss was not finite and the last checkpoint was taken up again."""
         step = self.state.step
-        _seed(seed_of(self.feed.seed, "step", step), self.feed.device)
+        # Ranks after the first draw numbers of their own: their rows are others.
+        _seed(seed_of(self.feed.seed, "step", step, *filter(None, [self.feed.rank])), self.feed.device)
         if not self.training or step % self.moment == 0:
             self._prepare(step)
         factor = rate(self.settings, step, self.total) * self.state.rate_factor
         for group, peak in zip(self.optimizer.param_groups, self.groups, strict=True):
             group["lr"] = peak["lr"] * factor
-        rows = sum(len(batch.targets_B) for batch in batches)
-        total = torch.zeros((), device=self.feed.device)
+        rows = sum(batch.rows for batch in batches)
+        found = {"loss": torch.zeros((), device=self.feed.device)}
         for batch in batches:
-            result = step_module(batch)
-            share = len(batch.targets_B) / rows
-            total = total + result.loss.detach().float() * share
-            for name, value in result.extras.items():
-                self._gather(name, value.detach().float() * share)
-            # Before the update on a CPU. Elsewhere reading the loss would stall the device: there a window's mean is looked
-            # at, and only weights that passed are saved.
-            if self.feed.device.type == "cpu" and not math.isfinite(float(total)):
-                self.optimizer.zero_grad(set_to_none=True)
-                self._go_back(float(total))
-                return False
-            self._backward(result.loss * share)
+            with nullcontext() if batch is batches[-1] else self.coupled.alone():
+                result = self.coupled(batch)
+                share = batch.rows / rows * ranks.share_of(batch, result.weight)
+                for name, value in {"loss": result.loss, **result.extras}.items():
+                    value = value.detach().float() * share
+                    found[name] = found[name] + value if name in found else value
+                self._backward(result.loss * (share * ranks.count()))  # of which data parallelism takes the mean over the ranks
+        found = ranks.summed(found)
+        # Before the update on a CPU. Elsewhere reading the loss would stall the device: there a window's mean is looked
+        # at, and only weights that passed are saved.
+        if self.feed.device.type == "cpu" and not math.isfinite(float(found["loss"])):
+            self.optimizer.zero_grad(set_to_none=True)
+            self._go_back(float(found["loss"]))
+            return False
         if self.settings.clip:
             self.accelerator.unscale_gradients()
             torch.nn.utils.clip_grad_norm_(self.trained, self.settings.clip)  # accelerate's own looks at each tensor's kind first
@@ -221,11 +248,12 @@ class _Loop:
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
             average(self.ema, self.module, min(self.settings.ema, (1 + step) / (10 + step)))
-        self._gather("loss", total)
+        for name, value in found.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
         self.counted += 1
         self.state.step += 1
         if self.feed.device.type != "cpu" and self.state.step % self.window == 0 and not math.isfinite(float(self.sums["loss"])):
-            self._go_back(float(total))
+            self._go_back(float(found["loss"]))
             return False
         return True
 
@@ -240,9 +268,7 @@ class _Loop:
         if self.prepare is not None:
             self.prepare(step // self.moment * self.moment / self.total)
         self.training = True
-
-    def _gather(self, name: str, value: Tensor) -> None:
-        self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.coupled.renew()
 
     def _flush(self) -> float:
         """Reports the window's means, and gives that of the loss."""
@@ -264,7 +290,7 @@ class _Loop:
             self.module.eval()
             self.training = False
             with torch.no_grad():
-                metrics = self.state.metrics = dict(self.validate(self.module))
+                metrics = self.state.metrics = ranks.told(lambda: {name: float(value) for name, value in self.validate(self.module).items()})
             self.report({**metrics, "epoch": epoch + 1}, self.state.step)
             if not self.metric:
                 return
@@ -290,11 +316,11 @@ class _Loop:
         }
 
     def _save(self) -> None:
-        checkpoint.save(self.folder, self.state.step, self._content())
+        ranks.told(lambda: checkpoint.save(self.folder, self.state.step, self._content()))
         self.first = None
 
     def _restore(self) -> bool:
-        saved = checkpoint.load(self.folder, self.feed.device) or copy.deepcopy(self.first)
+        saved = ranks.in_turn(lambda: checkpoint.load(self.folder, self.feed.device)) or copy.deepcopy(self.first)
         if saved is None:
             return False
         self.state = _State(**saved["state"])
@@ -349,6 +375,7 @@ class _Loop:
             precision=self.state.precision,
             stopped_early=self.state.stopped,
             metrics=self.state.metrics,
+            processes=self.state.processes,
         )
 
 

@@ -41,7 +41,7 @@ def _over_rows(batch: Batch, rows: Callable[[Tensor], tuple[Tensor, Tensor]]) ->
         loss_B, weight_B = own
     else:
         share_B = batch.mix.weight_B
-        other = rows(batch.targets_B[batch.mix.partner_B])
+        other = rows(batch.partners_B)
         loss_B, weight_B = (share_B * mine + (1 - share_B) * theirs for mine, theirs in zip(own, other, strict=True))
     return loss_B.sum() / weight_B.sum().clamp(min=torch.finfo(weight_B.dtype).tiny)
 
@@ -49,11 +49,22 @@ def _over_rows(batch: Batch, rows: Callable[[Tensor], tuple[Tensor, Tensor]]) ->
 def _rows(logits_BK: Tensor, targets_B: Tensor, smoothing: float, class_weights_K: Tensor | None) -> tuple[Tensor, Tensor]:
     """Each row's loss, and the weight with which it counts."""
     loss_B = F.cross_entropy(logits_BK, targets_B, class_weights_K, ignore_index=UNLABELLED, label_smoothing=smoothing, reduction="none")
-    labelled_B = targets_B != UNLABELLED
-    weight_B = labelled_B.to(logits_BK.dtype)
-    if class_weights_K is not None:
-        weight_B = weight_B * class_weights_K[targets_B.clamp(min=0)]
-    return loss_B, weight_B
+    return loss_B, _weights(targets_B, class_weights_K)
+
+
+def _weights(targets_B: Tensor, class_weights_K: Tensor | None) -> Tensor:
+    weight_B = (targets_B != UNLABELLED).float()
+    return weight_B if class_weights_K is None else weight_B * class_weights_K[targets_B.clamp(min=0)]
+
+
+def part_weight(batch: Batch, class_weights_K: Tensor) -> Tensor | None:
+    """What `cross_entropy` with these weights is a mean over, in a part of a batch; None of a whole one, where nothing is weighed by it."""
+    if batch.part is None:
+        return None
+    weight_B = _weights(batch.targets_B, class_weights_K)
+    if batch.mix is not None:
+        weight_B = weight_B * batch.mix.weight_B + _weights(batch.partners_B, class_weights_K) * (1 - batch.mix.weight_B)
+    return weight_B.sum()
 
 
 def labelled_accuracy(logits_BK: Tensor, batch: Batch) -> Tensor:
@@ -74,9 +85,10 @@ def next_tokens(logits_BTV: Tensor, tokens_BT: Tensor, mask_BT: Tensor, smoothin
     """Mean cross-entropy in nats, and the share guessed right, of all tokens (B, T + 1) but the first, of which `mask_BT` holds those that count."""
     asked_BT = mask_BT[:, 1:]
     target_BT = tokens_BT[:, 1:].masked_fill(~asked_BT, NOT_ASKED)
-    asked = asked_BT.sum().clamp(min=1)
+    tokens = asked_BT.sum()
+    asked = tokens.clamp(min=1)
     loss = F.cross_entropy(logits_BTV.flatten(0, 1), target_BT.flatten(), ignore_index=NOT_ASKED, reduction="sum", label_smoothing=smoothing) / asked
-    return StepResult(loss, {"accuracy": (logits_BTV.detach().argmax(2) == target_BT).sum() / asked})
+    return StepResult(loss, {"accuracy": (logits_BTV.detach().argmax(2) == target_BT).sum() / asked}, tokens)
 
 
 def similarities(first_ND: Tensor, second_MD: Tensor, temperature: float) -> Tensor:

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ml.contracts import StepResult
+from ml.contracts import Batch, StepResult
 from ml.losses import contrast
+from ml.ranks import gathered
 
 FACTOR = 6364136223846793005
 """Of a hash of tokens, in 64 bits that overflow (Knuth's multiplier)."""
@@ -24,12 +25,16 @@ def both_sides(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {"tokens": torch.cat([inputs["tokens"], inputs["target"]]), "mask": mask_BT}
 
 
-def contrast_sides(embedded_BD: Tensor, inputs: Mapping[str, Tensor], temperature: float) -> StepResult:
-    """The loss of ml.losses.contrast for what is made of `both_sides`. Pairs with an equal source or target are no wrong answers to one another."""
-    first_BD, second_BD = embedded_BD.chunk(2)
-    numbers = [_number(inputs[tokens], inputs[mask]) for tokens, mask in (("tokens", "mask"), ("target", "target_mask"))]
+def contrast_sides(embedded_BD: Tensor, batch: Batch, temperature: float) -> StepResult:
+    """The loss of ml.losses.contrast for what is made of `both_sides` of the whole batch, also where several processes share it.
+
+    Pairs with an equal source or target are no wrong answers to one another.
+    """
+    inputs, part = batch.inputs, batch.part
+    first_BD, second_BD = (gathered(side_BD, part) for side_BD in embedded_BD.chunk(2))
+    numbers = [gathered(_number(inputs[tokens], inputs[mask]), part) for tokens, mask in (("tokens", "mask"), ("target", "target_mask"))]
     source_BB, target_BB = (number_B[:, None] == number_B for number_B in numbers)
-    return contrast(first_BD, second_BD, temperature, source_BB | target_BB, inputs["target_mask"].any(1))
+    return contrast(first_BD, second_BD, temperature, source_BB | target_BB, gathered(inputs["target_mask"].any(1).int(), part) > 0)
 
 
 def _number(tokens_BT: Tensor, mask_BT: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ml.contracts import Batch
+from ml.contracts import Batch, Part
+from ml.ranks import gathered
 
 
 def projector(width: int, hidden: int, output: int) -> nn.Sequential:
@@ -23,6 +24,11 @@ def encode_views(backbone: nn.Module, batch: Batch) -> Tensor:
     """Pooled features (2B, D) of the two views: row i and row B + i show the same item."""
     names = batch.views[0]
     return backbone.encode({name: torch.cat([view[name] for view in batch.views]) for name in names}).pooled_BD
+
+
+def gathered_views(features_BD: Tensor, part: Part | None) -> Tensor:
+    """The same of the two views of the whole batch, where several processes share it: each item is told from all others."""
+    return features_BD if part is None else torch.cat([gathered(view_BD, part) for view_BD in features_BD.chunk(2)])
 
 
 def spread(features_BD: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from ml.backbones import BACKBONES
 from ml.choice import choice, problems, unknown
 from ml.contracts import DataSpec, InputError, Options
+from ml.engines import ENGINES
 from ml.heads import HEADS
 from ml.methods import METHODS
 from ml.modalities import MODALITIES
@@ -59,6 +60,9 @@ class Balance(enum.StrEnum):
     none = "none"
     weights = "weights"
     sampling = "sampling"
+
+
+EngineName = enum.StrEnum("EngineName", {name: name for name in ENGINES})
 
 
 class Fit(Section):
@@ -161,9 +165,20 @@ class Compute(Section):
     """What the run computes on, and how."""
 
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$", description="auto, cpu, cuda, cuda:N or mps.")
-    threads: int = Field(0, ge=0, le=1024, description="CPU threads for torch; 0 takes all cores.")
+    threads: int = Field(0, ge=0, le=1024, description="CPU threads for torch in each process; 0 takes all cores.")
     precision: Precision = Field(Precision.auto, description="auto: what a short probe finds fastest; float32 where the run must be deterministic.")
     deterministic: bool | None = Field(None, description="Bit-for-bit repeatable; unset, true on a CPU and false elsewhere.")
+    engine: EngineName = Field(EngineName.local, description=f"What a training runs in: {', '.join(ENGINES)}. local is this process, torchrun starts `workers` of them.")
+    workers: int = Field(1, ge=1, le=1024, description="Processes of this machine that share each batch of a training, on a GPU each where there are any.")
+    max_restarts: int = Field(3, ge=0, le=1000, description="How often a training whose processes died or hung is started again from its last checkpoint.")
+    timeout: float = Field(600.0, gt=0, description="Seconds after which a process that is silent within a step counts as hung.")
+
+    @model_validator(mode="after")
+    def _enough(self) -> Compute:
+        if self.workers > 1 and not ENGINES[self.engine.value].several:
+            several = [name for name, one in ENGINES.items() if one.several]
+            raise ValueError(f"engine {self.engine.value!r} trains in one process, found workers={self.workers}. Engines for more: {', '.join(several)}.")
+        return self
 
 
 class Recipe(Section):

@@ -14,6 +14,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from ml import pictures
+from ml.device import device_of
 from ml.evaluation import Evaluation
 from ml.evaluation import evaluate as measure
 from ml.predictor import Predictor, primary
@@ -22,7 +23,7 @@ from ml.splitting import Split
 from ml.store import Store
 from tasks.references import BackboneRef, ClassicalRef, DatasetRef, ModelRef, ReportRef, SplitsRef
 from tasks.split import read_split
-from tasks.stage import TASK, Run, device_of, dump, sha256
+from tasks.stage import TASK, Run, dump, sha256
 from tasks.tracking.artifacts import fetch
 from tasks.tracking.stages import StageRun
 

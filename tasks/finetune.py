@@ -5,26 +5,26 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from ml.adapter import Adapter
 from ml.contracts import InputError
-from ml.feed import Blocks, Feed, plain_batches, seed_of
-from ml.fit import Fitted, fit
-from ml.frozen import Recalled, Remembered, Vectors, remember
+from ml.engines import train
+from ml.feed import seed_of
+from ml.finetuning import outputs
+from ml.fit import Fitted
 from ml.metrics import LOWER_IS_BETTER
 from ml.model import Model, save_model
-from ml.ragged import joined
-from ml.recipe import Balance, Recipe, augmentation, ladder
+from ml.plan import Plan
+from ml.recipe import Recipe, ladder
 from ml.splitting import Split
 from ml.store import Store
 from ml.weights import load_weights
 from tasks.references import BackboneRef, DatasetRef, ModelRef, SplitsRef
 from tasks.split import read_split
-from tasks.stage import TASK, Run, arithmetic, device_of, dump, log_fitted, sha256
+from tasks.stage import TASK, Run, arithmetic, dump, log_fitted, sha256
 from tasks.tracking.artifacts import fetch
 from tasks.tracking.stages import StageRun
 
@@ -65,7 +65,7 @@ def _one(name: str, dataset: DatasetRef, backbone: BackboneRef | None, splits: S
     section.pop("baseline"), section.pop("classical")  # other stages
     options = {"seed": recipe.seed, "backbone": dump(recipe)["backbone"], "finetuning": section, **arithmetic(recipe)}
     inputs = {"dataset": dataset.digest, "split": splits.digest, "backbone": backbone.digest if backbone else "random"}
-    modules = ["ml.fit", "ml.weights", "ml.calibration", "ml.model", "tasks.finetune"]
+    modules = ["ml.fit", "ml.finetuning", "ml.weights", "ml.calibration", "ml.model", "tasks.finetune"]
     modules += [part.chosen.__module__ for part in (recipe.backbone, recipe.data.modality, recipe.finetuning.head, recipe.finetuning.method)]
 
     def body(stage: StageRun) -> dict:
@@ -90,68 +90,14 @@ def _one(name: str, dataset: DatasetRef, backbone: BackboneRef | None, splits: S
 
 def _train(name: str, model: Model, store: Store, rows: Split, recipe: Recipe, stage: StageRun) -> tuple[float, Fitted, Adapter | None]:
     """Trains in place; gives the temperature that calibrates the result on the validation rows, how it went, and what the method took off."""
-    part, device, modality = recipe.finetuning, device_of(recipe.compute), recipe.data.modality.make()
-    settings, method = part.fit, part.method.make()
-    if hasattr(method, "begin"):
-        method.begin(model)
-    augment, seen = augmentation(recipe, part, store.spec), store
-    if getattr(method, "frozen", False) and model.head.labels and augment == modality.presets["none"](store.spec):
-        features = remember(name, model.backbone, store, modality, np.concatenate([rows.train, rows.validation]), device)
-        model, seen, modality = (Model(Recalled(), model.head), features, Vectors()) if features is not None else (model, store, modality)
-    draw = _balance(model, store, rows, part.balance) if model.head.labels else None
-    trained, chosen = _stream(store, rows.train, recipe.seed) if model.head.packed else (seen, rows.train)
-    batch = min(settings.batch_size, len(chosen))
-    feed = Feed(trained, modality, chosen, batch, recipe.seed, device, augment, accumulate=settings.accumulate, weights=draw)
-    metric = part.metric or model.head.primary
-
-    truth = store.rows(rows.validation)
-
-    def validate(module: Model) -> dict[str, float]:
-        head = module.head
-        scores_NS = head.scores(head.answers(outputs(module, seen, modality, rows.validation, device), truth, 1.0), truth)
-        return {f"validation/{name}": measure(truth["label"], scores_NS) for name, measure in head.metrics.items()}
-
-    fitted = fit(
-        model,
-        feed,
-        settings,
-        recipe.compute,
-        stage=name,
-        groups=method.groups(model, settings.learning_rate, settings.weight_decay),
-        workdir=stage.workdir,
-        report=stage.report,
-        prepare=lambda progress: method.prepare(model, progress),
-        validate=validate,
-        metric=f"validation/{metric}",
-        higher_is_better=metric not in LOWER_IS_BETTER,
-    )
-    adapter = method.finish(model) if hasattr(method, "finish") else None
-    log_fitted(stage, fitted, len(chosen), metric)
+    training, fitted = train(Plan(name, recipe, store, rows), model, stage.workdir, stage.report)
+    adapter = training.method.finish(model) if hasattr(training.method, "finish") else None
+    log_fitted(stage, fitted, len(training.feed.rows), training.metric.removeprefix("validation/"))
     stage.log_metrics({"best/score": fitted.best_score, "best/epoch": float(fitted.best_epoch + 1)})
-    if not hasattr(model.head, "calibrate"):
+    trained = training.module
+    if not hasattr(trained.head, "calibrate"):
         return 1.0, fitted, adapter
-    temperature = model.head.calibrate(outputs(model, seen, modality, rows.validation, device), truth)
+    outputs_NS = outputs(trained, training.seen, training.modality, rows.validation, training.feed.device)
+    temperature = trained.head.calibrate(outputs_NS, store.rows(rows.validation))
     stage.log_metrics({"temperature": temperature})
     return temperature, fitted, adapter
-
-
-def outputs(model: Model, store: Store | Remembered, modality, rows: np.ndarray, device: torch.device) -> np.ndarray:
-    """Outputs (N, S) of the model in evaluation mode."""
-    with torch.no_grad():
-        return joined([model(inputs).float().cpu().numpy() for inputs in plain_batches(store, modality, rows, device, whole=model.head.whole)])
-
-
-def _stream(store: Store, rows: np.ndarray, seed: int) -> tuple[Blocks, np.ndarray]:
-    """The rows as one stream of tokens, and the numbers of its blocks."""
-    blocks = Blocks.of(store, np.random.Generator(np.random.Philox(seed_of(seed, "blocks"))).permutation(rows))
-    if len(blocks.array) < 2:
-        raise InputError(f"fine-tuning needs at least 2 blocks of {store.spec.shape[0]} tokens, found {len(blocks.array)}. Give more texts, or a smaller max_length.")
-    return blocks, np.arange(len(blocks.array))
-
-
-def _balance(model: Model, store: Store, rows: Split, balance: Balance) -> np.ndarray | None:
-    """What is done against unbalanced classes: weights of the loss, or the weight with which each row is drawn."""
-    if balance is Balance.weights:
-        model.head.balance(store.targets(rows.train))
-    labels = store.labels[rows.train]
-    return 1 / np.bincount(labels)[labels] if balance is Balance.sampling else None

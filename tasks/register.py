@@ -17,12 +17,13 @@ from prefect.cache_policies import NO_CACHE
 from ml import gate
 from ml.checkpoint import write_atomically
 from ml.contracts import InputError
+from ml.device import device_of
 from ml.predictor import Predictor, frame_of, is_text
 from ml.recipe import Recipe
 from ml.store import Store
 from tasks.references import BackboneRef, DatasetRef, ModelRef, RegisteredModel, ReportRef, SplitsRef
 from tasks.split import read_split
-from tasks.stage import TASK, Run, device_of, dump
+from tasks.stage import TASK, Run, dump
 from tasks.tracking import registry
 from tasks.tracking.artifacts import fetch
 from tasks.tracking.stages import StageRun

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from pydantic import BaseModel
 
@@ -18,8 +18,8 @@ from ml import progress
 from ml.contracts import InputError
 from ml.fit import Fitted
 from ml.pictures import curves
-from ml.recipe import Compute, Recipe
-from tasks import allocator, collector
+from ml.recipe import Recipe
+from tasks import collector
 from tasks.references import StageSummary
 from tasks.tracking import database, runs
 from tasks.tracking.cache import stage_key
@@ -33,6 +33,8 @@ TRAINING = ("pretrain", "finetune", "baseline")
 
 MACHINERY = ("learning_rate", "rows_per_second", "data_share")
 """Curves of a training that say nothing of what was learnt."""
+
+_log = logging.getLogger(__name__)
 
 
 def _tracking_was_away(task: Any, run: Any, state: Any) -> bool:
@@ -138,20 +140,6 @@ def dump(section: BaseModel) -> dict[str, Any]:
     return content
 
 
-def device_of(compute: Compute) -> torch.device:
-    """The device that the recipe asks for, with its CPU threads and memory set."""
-    allocator.keep_freed()
-    torch.set_num_threads(compute.threads or len(os.sched_getaffinity(0)))
-    wanted = compute.device
-    if wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if wanted.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError(f"compute.device is {wanted}, but torch {torch.__version__} sees no CUDA device here. Use compute.device=cpu or auto.")
-    if wanted == "mps" and not torch.backends.mps.is_available():
-        raise InputError("compute.device is mps, but torch sees no Apple GPU here. Use compute.device=cpu or auto.")
-    return torch.device(wanted)
-
-
 def arithmetic(recipe: Recipe) -> dict[str, Any]:
     """What of `compute` changes the numbers, and so belongs to a stage's key."""
     return {"precision": recipe.compute.precision.value, "deterministic": recipe.compute.deterministic}
@@ -166,6 +154,10 @@ def log_fitted(stage: StageRun, fitted: Fitted, rows: int, metric: str = "") -> 
     )
     stage.log_figure(curves(_series(stage, metric)), "pictures/curves.png")
     stage.set_tag("warmstart.stopped_early", str(fitted.stopped_early).lower())
+    stage.set_tag("warmstart.processes", ", then ".join(map(str, fitted.processes)))
+    if len(fitted.processes) > 1:
+        numbers = " and then ".join(map(str, fitted.processes))
+        _log.warning("a training was done by %s processes: it is not exactly what either number alone would give", numbers)
 
 
 def _series(stage: StageRun, metric: str) -> dict[str, dict[str, tuple[list[float], list[float]]]]:

@@ -1,4 +1,4 @@
-"""The directions between the parts: flows → tasks → ml, and within ml launch → fit → recipe → parts → contracts."""
+"""The directions between the parts: flows → tasks → ml, and within ml engines → fit → recipe → parts → contracts."""
 
 import ast
 from pathlib import Path
@@ -46,6 +46,12 @@ def test_parts_know_neither_siblings_nor_what_is_above(path: Path):
         assert not {name for name in names if any(name == one or name.startswith(f"{one}.") for one in others)}
         siblings = {f"{own}.{one.stem}" for one in path.parent.glob("*.py")} - {f"{own}.image_augment", f"{own}.image_features"}
         assert not names & siblings, "an entry does not import its siblings"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "ml" / "engines").glob("*.py")), ids=lambda path: path.name)
+def test_engines_know_no_other(path: Path):
+    siblings = {f"ml.engines.{one.stem}" for one in path.parent.glob("*.py") if one != path}
+    assert not imported(path) & siblings
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -87,11 +87,12 @@ class Answering(nn.Module):
         start_B, end_B = batch.inputs["start"], batch.inputs["end"]
         if not self.options.unanswerable:
             start_B, end_B = (place_B.masked_fill(start_B == 0, NOT_ASKED) for place_B in (start_B, end_B))
-        rows = (start_B >= 0).sum().clamp(min=1)
+        asked = (start_B >= 0).sum()
+        rows = asked.clamp(min=1)
         losses = [F.cross_entropy(logits_BT2[..., n], place_B, ignore_index=NOT_ASKED, reduction="sum") for n, place_B in enumerate((start_B, end_B))]
         guess_B2 = logits_BT2.detach().argmax(1)
         right = ((guess_B2[:, 0] == start_B) & (guess_B2[:, 1] == end_B)).sum() / rows
-        return StepResult(sum(losses) / (2 * rows), {"accuracy": right})
+        return StepResult(sum(losses) / (2 * rows), {"accuracy": right}, asked)
 
     def outputs(self, backbone: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
         """(B, 4): the first and the last token of the best span, which count from the row's first; its score, and what that is measured against.

@@ -19,7 +19,7 @@ from ml import metrics
 from ml.calibration import fit_temperature
 from ml.classical import majority
 from ml.contracts import Batch, DataSpec, Features, InputError, Options, StepResult
-from ml.losses import cross_entropy, labelled_accuracy
+from ml.losses import cross_entropy, labelled_accuracy, part_weight
 
 
 class ClassificationOptions(Options):
@@ -84,7 +84,7 @@ class Classification(nn.Module):
     def step(self, backbone: nn.Module, batch: Batch) -> StepResult:
         """The loss, and the accuracy on the batch."""
         outputs = self(backbone.encode(batch.inputs))
-        return StepResult(self.loss(outputs, batch), {"accuracy": labelled_accuracy(outputs.detach(), batch)})
+        return StepResult(self.loss(outputs, batch), {"accuracy": labelled_accuracy(outputs.detach(), batch)}, part_weight(batch, self.class_weights))
 
     def outputs(self, backbone: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
         return self(backbone.encode(inputs))

@@ -59,7 +59,7 @@ class Embedding(nn.Module):
 
     def step(self, backbone: nn.Module, batch: Batch) -> StepResult:
         """InfoNCE in nats in both directions, and the share of sources that find their targets among those of the batch."""
-        return contrast_sides(self._embedded(backbone, both_sides(batch.inputs)), batch.inputs, self.temperature)
+        return contrast_sides(self._embedded(backbone, both_sides(batch.inputs)), batch, self.temperature)
 
     def outputs(self, backbone: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
         """(B, 2D): the source and the target, each of unit length."""

@@ -60,8 +60,9 @@ class LanguageModel(nn.Module):
     def step(self, backbone: nn.Module, batch: Batch) -> StepResult:
         """Mean cross-entropy of a token in nats, and the share of tokens guessed right."""
         loss_BT, right_BT = self._guesses(backbone, batch.inputs, batch.inputs["mask"])
-        asked = batch.inputs["mask"][:, 1:].sum().clamp(min=1)
-        return StepResult(loss_BT.sum() / asked, {"accuracy": right_BT.sum() / asked})
+        tokens = batch.inputs["mask"][:, 1:].sum()
+        asked = tokens.clamp(min=1)
+        return StepResult(loss_BT.sum() / asked, {"accuracy": right_BT.sum() / asked}, tokens)
 
     def outputs(self, backbone: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
         """(B, 3): nats, tokens, and tokens guessed right, of rows of any length."""

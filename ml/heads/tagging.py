@@ -69,9 +69,9 @@ class Tagging(nn.Module):
         logits_BTK, tags_BT = self._logits(backbone, batch.inputs), batch.inputs["tags"]
         asked_BT = tags_BT != NOT_ASKED
         total = F.cross_entropy(logits_BTK.flatten(0, 1), tags_BT.flatten(), self.weights_K, ignore_index=NOT_ASKED, reduction="sum")
-        weight = (self.weights_K[tags_BT.clamp(min=0)] * asked_BT).sum().clamp(min=1e-6)
+        weight = (self.weights_K[tags_BT.clamp(min=0)] * asked_BT).sum()
         right = (logits_BTK.detach().argmax(2) == tags_BT).sum() / asked_BT.sum().clamp(min=1)
-        return StepResult(total / weight, {"accuracy": right})
+        return StepResult(total / weight.clamp(min=1e-6), {"accuracy": right}, weight)
 
     def outputs(self, backbone: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
         """(B, 2W) float32: of each word of a row the likeliest tag and its probability, then NaN. Rows of any length are read in windows, and each

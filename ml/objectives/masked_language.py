@@ -64,11 +64,12 @@ class MaskedLanguage(nn.Module):
         candidates_C, guess_BH = truth_BH.masked_fill(~asked_BH, self.mask).unique(return_inverse=True) if self.sampled else (None, truth_BH)
         logits_BHC = self._guess(seen_BT, mask_BT, index_BH, candidates_C)
         target_BH = guess_BH.masked_fill(~asked_BH, NOT_ASKED)
-        asked = asked_BH.sum().clamp(min=1)
+        tokens = asked_BH.sum()
+        asked = tokens.clamp(min=1)
         if self.sampled and self.training:
             self.asked_V.scatter_add_(0, truth_BH.flatten(), asked_BH.flatten().float())
         loss = F.cross_entropy(logits_BHC.flatten(0, 1), target_BH.flatten(), ignore_index=NOT_ASKED, reduction="sum") / asked
-        return StepResult(loss, {"accuracy": (logits_BHC.detach().argmax(2) == target_BH).sum() / asked})
+        return StepResult(loss, {"accuracy": (logits_BHC.detach().argmax(2) == target_BH).sum() / asked}, tokens)
 
     @torch.no_grad()
     def examples(self, batch: Batch, decode: Callable[[Sequence[int]], str]) -> list[str]:

@@ -12,7 +12,7 @@ from torch import nn
 
 from ml.contracts import Batch, DataSpec, Options, StepResult
 from ml.pairs import both_sides, contrast_sides
-from ml.projector import spread
+from ml.projector import gathered_views, spread
 
 
 class PairsOptions(Options):
@@ -37,5 +37,5 @@ class Pairs(nn.Module):
     def step(self, batch: Batch) -> StepResult:
         """InfoNCE in nats in both directions, and the share of sources that find their targets."""
         features_BD = self.backbone.encode(both_sides(batch.inputs)).pooled_BD
-        result = contrast_sides(features_BD, batch.inputs, self.temperature)
-        return StepResult(result.loss, {**result.extras, "feature_spread": spread(features_BD)})
+        result = contrast_sides(features_BD, batch, self.temperature)
+        return StepResult(result.loss, {**result.extras, "feature_spread": spread(gathered_views(features_BD.detach(), batch.part))})

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from ml.contracts import Batch, DataSpec, Options, StepResult
 from ml.losses import similarities
-from ml.projector import encode_views, projector, spread
+from ml.projector import encode_views, gathered_views, projector, spread
 
 
 class SimCLROptions(Options):
@@ -43,11 +43,11 @@ class SimCLR(nn.Module):
 
     def step(self, batch: Batch) -> StepResult:
         features_BD = encode_views(self.backbone, batch)
-        projected_BD = self.projector(features_BD)
-        rows, device = len(features_BD), features_BD.device
+        projected_BD = gathered_views(self.projector(features_BD), batch.part)
+        rows, device = len(projected_BD), projected_BD.device
         similarity_BB = similarities(projected_BD, projected_BD, self.temperature)
         similarity_BB = similarity_BB.masked_fill(torch.eye(rows, dtype=torch.bool, device=device), float("-inf"))
         partner_B = torch.arange(rows, device=device).roll(rows // 2)
         loss = F.cross_entropy(similarity_BB, partner_B)
         found = (similarity_BB.detach().argmax(1) == partner_B).float().mean()
-        return StepResult(loss, {"contrastive_accuracy": found, "feature_spread": spread(features_BD)})
+        return StepResult(loss, {"contrastive_accuracy": found, "feature_spread": spread(gathered_views(features_BD.detach(), batch.part))})

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ml.contracts import Batch, DataSpec, Options, StepResult
-from ml.projector import encode_views, projector, spread
+from ml.projector import encode_views, gathered_views, projector, spread
 
 
 class VICRegOptions(Options):
@@ -41,14 +41,14 @@ class VICReg(nn.Module):
 
     def step(self, batch: Batch) -> StepResult:
         features_BD = encode_views(self.backbone, batch)
-        first_BD, second_BD = self.expander(features_BD).float().chunk(2)
+        first_BD, second_BD = gathered_views(self.expander(features_BD).float(), batch.part).chunk(2)
         invariance = F.mse_loss(first_BD, second_BD)
         variance = (_variance(first_BD) + _variance(second_BD)) / 2
         covariance = _covariance(first_BD) + _covariance(second_BD)
         weights = self.options
         loss = weights.invariance * invariance + weights.variance * variance + weights.covariance * covariance
         extras = {"invariance": invariance, "variance": variance, "covariance": covariance}
-        return StepResult(loss, {**{name: value.detach() for name, value in extras.items()}, "feature_spread": spread(features_BD)})
+        return StepResult(loss, {**{name: value.detach() for name, value in extras.items()}, "feature_spread": spread(gathered_views(features_BD.detach(), batch.part))})
 
 
 def _variance(z_BD: Tensor) -> Tensor:

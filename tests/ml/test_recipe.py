@@ -57,6 +57,8 @@ def test_a_recipe_survives_a_round_trip():
         ({"finetuning": {"augmentation": {"preset": "strong"}}}, ["preset", "contrastive"]),
         ({"finetuning": {"augmentation": {"flop": 1}}}, ["flop", "flip"]),
         ({"pretraining": {"fit": {"epochs": 0}}}, ["pretraining.fit.epochs", "0"]),
+        ({"compute": {"workers": 2}}, ["'local'", "workers=2", "torchrun"]),
+        ({"compute": {"engine": "horovod"}}, ["compute.engine", "torchrun", "'horovod'"]),
         ({"name": "a/b"}, ["name"]),
         ({"data": {}}, ["data.source", "required"]),
     ],

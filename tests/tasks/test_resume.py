@@ -106,7 +106,7 @@ def test_a_pretraining_goes_on_exactly(name, stored, tmp_path, monkeypatch):
     def train(stage):
         torch.manual_seed(0)
         backbone = recipe.backbone.make(store.spec)
-        pretrain._train(backbone, store, recipe, stage, torch.device("cpu"))
+        pretrain._train(backbone, store, recipe, stage)
         return backbone
 
     whole, killed = whole_and_killed(train, tmp_path, monkeypatch, "pretrain")

@@ -1,0 +1,100 @@
+"""What training together costs: `python -m benchmarks.scaling`.
+
+    python -m benchmarks.scaling --output scaling.json       # the measurement
+    python -m benchmarks.scaling --rounds 1 --scale 0.1      # does it work?
+
+Two comparisons, fresh processes with fixed threads, the two arms of each in turns A B B A:
+
+    coupled / uncoupled   two ranks by torchrun that share each batch, beside two processes at once that train alone on half of it
+    launched / local      one rank by torchrun, beside this process itself
+
+The demo's pretraining (simclr on digits) with equal steps in all arms. `loop` is the time within the training loop, `whole` that of the process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+from benchmarks.harness import ROOT, machine, median, run
+
+RECIPE = ROOT / "conf" / "image" / "digits.yaml"
+Taken = dict[str, float]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=6, help="times that each arm is run")
+    parser.add_argument("--scale", type=float, default=1.0, help="share of 40,000 samples")
+    parser.add_argument("--batch", type=int, default=256, help="rows of a batch")
+    parser.add_argument("--output", type=Path, help="JSON file for all measurements")
+    parser.add_argument("--arm", nargs=2, metavar=("FOLDER", "OVERRIDES"), help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.arm:
+        print(json.dumps(arm(Path(given.arm[0]), json.loads(given.arm[1]))))
+        return
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with tempfile.TemporaryDirectory(prefix="scaling-") as temporary:
+        scratch, numbers = Path(temporary), iter(range(10**6))
+        samples = round(40_000 * given.scale)
+
+        def trained(share: int, *changes: str) -> Taken:
+            sizes = [f"pretraining.fit.batch_size={given.batch // share}", f"pretraining.fit.samples={samples // share}"]
+            folder = scratch / str(next(numbers))
+            folder.mkdir()
+            command = [sys.executable, "-m", "benchmarks.scaling", "--arm", str(folder), json.dumps([*sizes, *changes])]
+            taken, said = run(command, folder)
+            return {"loop": json.loads(said)["seconds"], "steps": json.loads(said)["steps"], "whole": taken["wall"]}
+
+        def at_once() -> Taken:
+            with ThreadPoolExecutor(2) as two:
+                pair = [one.result() for one in [two.submit(trained, 2) for _ in range(2)]]
+            return {name: max(one[name] for one in pair) for name in pair[0]}
+
+        comparisons: dict[str, tuple[Callable[[], Taken], Callable[[], Taken]]] = {
+            "coupled / uncoupled": (lambda: trained(1, "compute.engine=torchrun", "compute.workers=2"), at_once),
+            "launched / local": (lambda: trained(1, "compute.engine=torchrun"), lambda: trained(1)),
+        }
+        rounds: dict[str, list[tuple[Taken, Taken]]] = {name: [] for name in comparisons}
+        trained(1)  # fills the file cache
+        for number in range(given.rounds):
+            for name, arms in comparisons.items():
+                order = (0, 1) if number % 2 == 0 else (1, 0)
+                found = {index: arms[index]() for index in order}
+                rounds[name].append((found[0], found[1]))
+                print(f"round {number + 1}: {name} = {found[0]['loop']:.2f} s / {found[1]['loop']:.2f} s", file=sys.stderr, flush=True)
+    figures = {}
+    for name, pairs in rounds.items():
+        figures[f"{name}, loop"] = median([one["loop"] / other["loop"] for one, other in pairs])
+        figures[f"{name}, whole − whole, s"] = median([one["whole"] - other["whole"] for one, other in pairs])
+    result = {"arguments": sys.argv[1:], "machine": machine(1), "figures": figures, "rounds": rounds}
+    if given.output:
+        given.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    for name, one in figures.items():
+        print(f"{name:40} {one['median']:7.2f}  [{one['low']:.2f}, {one['high']:.2f}]  n = {one['n']}")
+
+
+def arm(folder: Path, overrides: list[str]) -> Taken:
+    """One pretraining of the demo; seconds within its loop, and its steps."""
+    from ml.engines import train
+    from ml.plan import Plan
+    from ml.preprocess import preprocess
+    from ml.recipe import load
+
+    recipe = load(RECIPE, [*overrides, "compute.threads=1", "pretraining.probe=false", "pretraining.fit.checkpoint_seconds=1000"])
+    store = preprocess(recipe.data.source.make(), recipe.data.modality.make(), recipe.data, folder / "work", folder / "stores", True, False)
+    torch.manual_seed(0)
+    _, fitted = train(Plan("pretrain", recipe, store), recipe.backbone.make(store.spec), folder, lambda metrics, step: None)
+    return {"seconds": fitted.seconds, "steps": fitted.steps}
+
+
+if __name__ == "__main__":
+    main()

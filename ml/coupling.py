@@ -1,0 +1,35 @@
+"""A module as several ranks train it together: torch's DistributedDataParallel, set up anew whenever other parameters learn."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ml import ranks
+
+
+class Coupled:
+    """Calls `module`. With several ranks its gradients are those of the mean of their losses, once `renew` was called."""
+
+    def __init__(self, module: nn.Module):
+        self.module, self.called = module, module
+        self.learns: list[bool] = []
+
+    def __call__(self, *inputs: Any) -> Any:
+        return self.called(*inputs)
+
+    def renew(self) -> None:
+        """To be called whenever parameters may have begun or ceased to learn: parallelism is told of that once."""
+        learns = [parameter.requires_grad for parameter in self.module.parameters()]
+        if ranks.count() > 1 and learns != self.learns:
+            if self.learns:
+                self.called._remove_autograd_hooks()  # it may live on in cycles
+            # Parameters that a step does not use must not be waited for.
+            self.called, self.learns = DistributedDataParallel(self.module, broadcast_buffers=False, find_unused_parameters=True), learns
+
+    def alone(self) -> AbstractContextManager:
+        """Within it gradients stay in a rank: they go along with those of the next step outside."""
+        return self.called.no_sync() if self.learns else nullcontext()

@@ -1,0 +1,110 @@
+"""Two ranks learn what one process learns: the same losses and weights but for rounding, whatever couples the rows of a batch."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from ml.plan import Plan, save_weights
+from ml.preprocess import preprocess
+from ml.recipe import load
+from ml.splitting import split
+
+ROOT = Path(__file__).resolve().parents[2]
+SGD = ["fit.optimizer=sgd", "fit.epochs=2"]
+"""Adam makes large steps of gradients that are nothing but rounding, which would hide what is compared."""
+
+# The stage, the recipe, and what is changed in that. Batch sizes are odd, so that shares are unequal.
+CASES = {
+    "images": ("finetune", "image", ["fit.batch_size=27", "fit.learning_rate=0.05", "fit.ema=0.9", "balance=weights", "augmentation={mixup: 0.4, noise: 0.1}"]),
+    "accumulated": ("finetune", "image", ["fit.batch_size=27", "fit.learning_rate=0.05", "fit.accumulate=3"]),
+    "unfreezing": ("finetune", "image", ["fit.batch_size=27", "fit.learning_rate=0.05", "fit.epochs=4", "method=gradual-unfreezing"]),
+    "probe": ("finetune", "image", ["fit.batch_size=27", "fit.learning_rate=0.05", "method=linear-probe", "augmentation.preset=none"]),
+    "texts": ("finetune", "text", ["fit.batch_size=27", "fit.learning_rate=0.1"]),
+    "language-model": ("finetune", "language-model", ["fit.batch_size=7", "fit.learning_rate=0.1"]),
+    "simclr": ("pretrain", "image", ["objective=simclr", "fit.batch_size=31", "fit.learning_rate=0.05", "probe=true"]),
+    "vicreg": ("pretrain", "image", ["objective=vicreg", "fit.batch_size=31", "fit.learning_rate=0.001"]),
+    "pairs": ("pretrain", "embedding", ["objective=pairs", "fit.batch_size=7", "fit.learning_rate=0.05"]),
+}
+STOP = 3
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, tiny, tiny_text, tiny_heads):
+    """A folder in which every case was trained by one and by two processes, and one case begun by each and ended by the other."""
+    paths, folder, stores = {"image": tiny, "text": tiny_text, **tiny_heads}, tmp_path_factory.mktemp("trained"), {}
+    for name, (stage, which, changes) in CASES.items():
+        part = "pretraining" if stage == "pretrain" else "finetuning"
+        still = [] if which == "image" else ["backbone.options.dropout=0"]  # each rank drops its own
+        recipe = load(paths[which], [*still, *[f"{part}.{one}" for one in [*SGD, *changes]]])
+        if which not in stores:
+            head, home = recipe.finetuning.head.chosen, folder / "stores" / which
+            stores[which] = preprocess(recipe.data.source.make(), recipe.data.modality.make(), recipe.data, home / "work", home / "stores", head.labels, head.several)
+        store = stores[which]
+        rows = split(store.table, store.spec.classes, recipe.splitting, recipe.seed) if stage == "finetune" else None
+        plan, place = Plan(stage, recipe, store, rows), folder / name
+        place.mkdir()
+        plan.write(place)
+        torch.manual_seed(0)
+        save_weights(plan.bare(), place / "given.safetensors")
+
+    def action(case, workdir, **more):
+        (folder / case / workdir).mkdir(exist_ok=True)
+        return {"plan": str(folder / case), "workdir": str(folder / case / workdir), **more}
+
+    def group(ranks, *actions):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            return {"ranks": ranks, "port": str(free.getsockname()[1]), "actions": actions}
+
+    begun = [
+        group(1, *[action(case, "1") for case in CASES], action("simclr", "1 then 2", stop=STOP)),
+        group(2, *[action(case, "2") for case in CASES], action("simclr", "2 then 1", stop=STOP)),
+    ]
+    ended = [group(1, action("simclr", "2 then 1")), group(2, action("simclr", "1 then 2"))]
+    (folder / "jobs.json").write_text(json.dumps([begun, ended]))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    program = [sys.executable, str(Path(__file__).with_name("rank_program.py")), str(folder / "jobs.json")]
+    done = subprocess.run(program, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def curve(folder: Path) -> dict[int, dict[str, float]]:
+    """What was reported at each step, but for what the clock decides."""
+    content = json.loads((folder / "curve.json").read_text())
+    machinery = ("train/learning_rate", "train/rows_per_second", "train/data_share")  # as often as the clock says
+    return {int(step): {name: value for name, value in metrics.items() if name not in machinery} for step, metrics in content.items() if step.isdigit()}
+
+
+def same(one: Path, other: Path) -> None:
+    curves, weights = [], []
+    for place in (one, other):
+        curves.append({(step, name): value for step, metrics in curve(place).items() for name, value in metrics.items()})
+        weights.append(safetensors.torch.load_file(place / "weights.safetensors"))
+    assert len(curves[0]) > 8
+    assert curves[0].keys() == curves[1].keys()
+    for name, value in curves[0].items():
+        # Classes' weights weigh the accuracy of a rank's rows too.
+        assert curves[1][name] == (pytest.approx(value, abs=5e-3) if "accuracy" in name[1] else pytest.approx(value, rel=1e-4)), name
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_ranks_learn_what_one_process_learns(case, trained):
+    same(trained / case / "1", trained / case / "2")
+    losses = [metrics["train/loss"] for _, metrics in sorted(curve(trained / case / "1").items()) if "train/loss" in metrics]
+    assert max(losses) > 1.001 * min(losses), "nothing was learnt"
+
+
+@pytest.mark.parametrize("way", ["1 then 2", "2 then 1"])
+def test_a_checkpoint_of_one_number_of_ranks_goes_on_with_another(way, trained):
+    same(trained / "simclr" / "1", trained / "simclr" / way)
+    assert json.loads((trained / "simclr" / way / "curve.json").read_text())["processes"] == [int(one) for one in way.split(" then ")]
