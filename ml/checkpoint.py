@@ -13,7 +13,7 @@ import os
 import shutil
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -32,19 +32,21 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> None:
     try:
         temporary.mkdir()
         with (temporary / "state.pt").open("wb") as file:
-            torch.save(state, file)
+            summed = _Summed(file)
+            torch.save(state, summed)
+            if summed.error is not None:
+                raise summed.error
             crash_point("checkpoint.write")
             file.flush()
             os.fsync(file.fileno())
-        digest = _sha256(temporary / "state.pt")
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
         sync_folder(folder)
         crash_point("checkpoint.manifest")
-        write_atomically(final / "manifest.json", json.dumps({"step": step, "sha256": {"state.pt": digest}}))
+        write_atomically(final / "manifest.json", json.dumps({"step": step, "sha256": {"state.pt": summed.sha256.hexdigest()}}))
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
             raise InputError(f"cannot write a checkpoint to {folder}: {error.strerror}. Make room or permit writing, then run the same command again: it goes on from the last checkpoint.") from None
         raise
     for old in _all(folder)[KEPT:]:
@@ -85,6 +87,26 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+class _Summed:
+    """A file to write to, and the sum of what is meant to be in it."""
+
+    def __init__(self, file: BinaryIO):
+        self._file, self.sha256 = file, hashlib.sha256()
+        self.error: OSError | None = None  # kept, not raised: `torch.save` would end with an error of its own instead
+
+    def write(self, data: bytes | memoryview) -> int:
+        if self.error is None:
+            try:
+                self.sha256.update(data)
+                self._file.write(data)
+            except OSError as error:
+                self.error = error
+        return len(data)
+
+    def flush(self) -> None:
+        """Left to whoever opened the file."""
 
 
 def _all(folder: Path) -> list[Path]:

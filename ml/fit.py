@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 
 from ml import checkpoint, progress, ranks
 from ml.averaging import Weights, average, swapped, weights_of
+from ml.checkpoint_writer import Writer
 from ml.contracts import Batch, InputError, Report, StepResult
 from ml.coupling import Coupled
 from ml.crash import crash_point
@@ -42,7 +44,7 @@ SPEED_SECONDS = 1.0  # that each point of the speed's curve is measured over, at
 MOMENTS = 50  # of a training at which `prepare` is asked: it walks the whole module
 VALIDATIONS = 25  # validations in one training, at most
 RETRIES = 2  # returns to the last checkpoint after a non-finite loss, each at half the learning rate
-CHECKPOINT_SHARE = 0.02  # of the time, at most, goes into checkpoints
+CHECKPOINT_SHARE = 0.01  # of the time, at most, goes into checkpoints
 
 
 class NonFiniteLoss(InputError):
@@ -127,7 +129,8 @@ class _Loop:
         self.module, self.settings, self.compute, self.stage = module, settings, compute, stage
         self.feed = replace(feed, rank=ranks.rank(), ranks=ranks.count()) if ranks.count() > 1 else feed
         self.groups, self.report, self.prepare, self.validate, self.metric, self.sign = groups, report, prepare, validate, metric, sign
-        self.folder = workdir / "checkpoints"
+        self.writer = Writer(workdir / "checkpoints")
+        self.stall = 0.0  # seconds that the training waited for its last checkpoint
         self.epochs = epochs_of(settings, len(feed.rows))
         self.total = self.epochs * feed.steps
         self.window = max(1, self.total // POINTS)
@@ -163,7 +166,8 @@ class _Loop:
         else:
             self.ema = weights_of(self.module) if self.settings.ema else None
             self.first = copy.deepcopy(self._content())
-        self._train(asked)
+        with self.writer:
+            self._train(asked)
         return self._finish()
 
     def _check(self) -> None:
@@ -176,7 +180,7 @@ class _Loop:
 
     def _train(self, asked: Interruption) -> None:
         clock = window_began = saved_at = time.perf_counter()
-        window_waited, window_rows, save_cost = 0.0, 0, 0.0
+        window_waited, window_rows = 0.0, 0
         while self.state.step < self.total and not self.state.stopped:
             epoch, start = divmod(self.state.step, self.feed.steps)
             began = time.perf_counter()
@@ -200,17 +204,18 @@ class _Loop:
                     self._end_epoch(epoch)
                 done = done or self.state.stopped
                 now = time.perf_counter()
-                every = self.settings.checkpoint_seconds
+                self.writer.check()
                 if done:  # of what follows, a kill costs no more than the time between two checkpoints
                     self.state.seconds += now - clock
                     break
-                stop, due = ranks.agreed(asked.requested, now - saved_at >= (max(every, save_cost / CHECKPOINT_SHARE) if every else 0))
+                stop, due = ranks.agreed(asked.requested, self._due(now - saved_at))
                 if stop or due:
                     self.state.seconds += now - clock
                     self._save()
                     clock = saved_at = time.perf_counter()
-                    save_cost = saved_at - now
+                    self.stall = saved_at - now
                 if stop:
+                    self.writer.wait()
                     raise Interrupted(f"{self.stage} was stopped at step {self.state.step} of {self.total}; the same command goes on from there")
                 began = time.perf_counter()
 
@@ -315,12 +320,23 @@ class _Loop:
             "scaler": scaler.state_dict() if scaler is not None else None,
         }
 
+    def _due(self, passed: float) -> bool:
+        """Whether to make a checkpoint, `passed` seconds after the last one."""
+        every = self.settings.checkpoint_seconds
+        if not every:
+            return True
+        # Where the training has every core, what writes takes one from it.
+        shared = self.feed.device.type == "cpu" and torch.get_num_threads() >= len(os.sched_getaffinity(0))
+        cost = self.stall + (self.writer.seconds if shared else 0.0)
+        return passed >= max(every, cost / CHECKPOINT_SHARE) and not self.writer.busy
+
     def _save(self) -> None:
-        ranks.told(lambda: checkpoint.save(self.folder, self.state.step, self._content()))
+        ranks.told(lambda: self.writer.save(self.state.step, self._content()))
         self.first = None
 
     def _restore(self) -> bool:
-        saved = ranks.in_turn(lambda: checkpoint.load(self.folder, self.feed.device)) or copy.deepcopy(self.first)
+        self.writer.wait()
+        saved = ranks.in_turn(lambda: checkpoint.load(self.writer.folder, self.feed.device)) or copy.deepcopy(self.first)
         if saved is None:
             return False
         self.state = _State(**saved["state"])

@@ -1,5 +1,7 @@
+import resource
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -7,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ml import checkpoint
+from ml.checkpoint_writer import Writer
 from ml.contracts import InputError
 
 
@@ -83,13 +86,64 @@ def test_a_kill_while_saving_leaves_the_one_before(tmp_path, point):
     assert not list(tmp_path.glob("tmp-*"))
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path, monkeypatch):
-    import errno
+@contextmanager
+def no_room(most: int):
+    """While the block runs, files cannot grow beyond `most` bytes: writing fails as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
-    def full(*args, **kwargs):
-        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(InputError, match="No space left"):
-        checkpoint.save(tmp_path, 1, state(1))
-    assert not list(tmp_path.glob("tmp-*"))
+@pytest.mark.parametrize("most", [0, 3000, 50_000])
+def test_a_place_that_cannot_be_written_is_named(tmp_path, most):
+    checkpoint.save(tmp_path, 1, state(1))
+    with no_room(most), pytest.raises(InputError, match=r"cannot write a checkpoint.*File too large.*Make room"):
+        checkpoint.save(tmp_path, 2, {"large": torch.zeros(50_000), "other": torch.ones(50_000)})
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000000001"]
+
+
+def test_what_fails_beside_the_training_is_raised_there_and_the_next_write_goes_on(tmp_path):
+    with Writer(tmp_path) as writer:
+        with no_room(3000):
+            writer.save(1, {"large": torch.zeros(50_000)})
+            with pytest.raises(InputError, match="cannot write a checkpoint"):
+                writer.wait()
+        writer.save(2, state(2))
+    assert checkpoint.load(tmp_path)["step"] == 2
+    with pytest.raises(InputError, match="cannot write a checkpoint"), Writer(tmp_path) as writer, no_room(3000):
+        writer.save(3, {"large": torch.zeros(50_000)})
+        writer._thread.shutdown()  # it fails before there is room again
+
+
+def test_a_training_that_goes_on_does_not_reach_what_is_being_written(tmp_path):
+    weights = torch.zeros(200_000)
+    with Writer(tmp_path) as writer:
+        for step in range(1, 6):
+            weights.fill_(step)
+            writer.save(step, {"step": step, "weights": weights, "again": weights.view(-1)})
+            weights.fill_(-1)
+            writer.wait()
+            kept = checkpoint.load(tmp_path)
+            assert kept["step"] == step and (kept["weights"] == step).all()
+    assert (tmp_path / "step-000000005" / "state.pt").stat().st_size < 1.5 * weights.nbytes, "one memory is written once"
+
+
+def test_a_state_is_written_as_it_is(tmp_path):
+    module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4)).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(module.parameters())
+    module(torch.randn(2, 3, 8, 8)).sum().backward()
+    with Writer(tmp_path) as writer:
+        for step in (1, 2):  # the optimizer's state is new in the second one
+            writer.save(step, {"module": module.state_dict(), "optimizer": optimizer.state_dict(), "best": None, "pair": [1, (2.5, "three")]})
+            writer.wait()
+            kept = checkpoint.load(tmp_path)
+            assert kept["pair"] == [1, (2.5, "three")] and kept["best"] is None
+            assert kept["module"]._metadata == module.state_dict()._metadata
+            for name, value in module.state_dict().items():
+                assert torch.equal(kept["module"][name], value) and kept["module"][name].stride() == value.stride()
+            for number, values in optimizer.state_dict()["state"].items():
+                assert all(torch.equal(kept["optimizer"]["state"][number][name], value) for name, value in values.items())
+            optimizer.step()
