@@ -65,6 +65,10 @@ class Console:
                 self._live.remove_task(self._bars.pop(stage))
             self._errors.print(Text.assemble((f"{stage:<10} ", "bold"), words), soft_wrap=True)
 
+    def warn(self, stage: str, words: str) -> None:
+        with self._lock:
+            self._errors.print(Text(f"warning: {stage} {words}", style="yellow"), soft_wrap=True)
+
     def show_result(self, result: dict[str, Any]) -> None:
         """The table of a pipeline run: each metric with its interval for each arm, the verdict, where to look."""
         out = Rich()

@@ -35,6 +35,7 @@ from ml.determinism import determinism, is_deterministic
 from ml.feed import Feed, seed_of
 from ml.interruption import Interrupted, Interruption, interruption
 from ml.precision import fastest_precision
+from ml.read_ahead import read_ahead
 from ml.recipe import Compute, Fit, Optimizer, Precision
 from ml.schedule import epochs_of, rate
 from ml.shared_norm import share_statistics
@@ -44,6 +45,8 @@ SPEED_SECONDS = 1.0  # that each point of the speed's curve is measured over, at
 MOMENTS = 50  # of a training at which `prepare` is asked: it walks the whole module
 VALIDATIONS = 25  # validations in one training, at most
 RETRIES = 2  # returns to the last checkpoint after a non-finite loss, each at half the learning rate
+WAITING_SHARE = 0.2  # of the time spent waiting for data, above which batches are made ahead, and then the user is told
+TOLD_SECONDS = 10.0  # of a training, below which nobody needs to be told
 CHECKPOINT_SHARE = 0.01  # of the time, at most, goes into checkpoints
 
 
@@ -136,6 +139,7 @@ class _Loop:
         self.window = max(1, self.total // POINTS)
         self.moment = max(1, self.total // MOMENTS)
         self.training = False  # whether the module is as `prepare` left it
+        self.ahead = False  # whether batches are made on a thread of their own
         self.validate_every = max(1, math.ceil(self.epochs / VALIDATIONS))
         self.trained = [p for group in groups for p in group["params"]]
         self.state = _State()
@@ -184,7 +188,7 @@ class _Loop:
         while self.state.step < self.total and not self.state.stopped:
             epoch, start = divmod(self.state.step, self.feed.steps)
             began = time.perf_counter()
-            for _, batches in self.feed.batches(epoch, start):
+            for _, batches in read_ahead(self.feed.batches(epoch, start), lambda: self.ahead):
                 waited = time.perf_counter() - began
                 if not self._update(batches):
                     break  # went back to a checkpoint, whose epoch and step differ
@@ -283,6 +287,7 @@ class _Loop:
         return means["train/loss"]
 
     def _report_speed(self, rows_per_second: float, data_share: float) -> None:
+        self.ahead = self.ahead or (data_share > WAITING_SHARE and not self._takes_all_cores())
         factor = rate(self.settings, self.state.step - 1, self.total) * self.state.rate_factor
         learning_rate = self.settings.learning_rate * factor
         self.report({"train/learning_rate": learning_rate, "train/rows_per_second": rows_per_second, "train/data_share": data_share}, self.state.step)
@@ -325,10 +330,12 @@ class _Loop:
         every = self.settings.checkpoint_seconds
         if not every:
             return True
-        # Where the training has every core, what writes takes one from it.
-        shared = self.feed.device.type == "cpu" and torch.get_num_threads() >= len(os.sched_getaffinity(0))
-        cost = self.stall + (self.writer.seconds if shared else 0.0)
+        cost = self.stall + (self.writer.seconds if self._takes_all_cores() else 0.0)
         return passed >= max(every, cost / CHECKPOINT_SHARE) and not self.writer.busy
+
+    def _takes_all_cores(self) -> bool:
+        """Whether a thread beside the training takes a core from it."""
+        return self.feed.device.type == "cpu" and torch.get_num_threads() >= len(os.sched_getaffinity(0))
 
     def _save(self) -> None:
         ranks.told(lambda: self.writer.save(self.state.step, self._content()))
@@ -380,6 +387,14 @@ class _Loop:
         steps = self.state.step
         seconds = max(self.state.seconds, 1e-9)
         rows = steps / self.feed.steps * len(self.feed.rows)
+        data_share = self.state.waited / seconds
+        if data_share > WAITING_SHARE and seconds >= TOLD_SECONDS:
+            cores = "compute.threads below the number of cores, which lets batches be made beside the training, or " if self._takes_all_cores() else ""
+            progress.warn(
+                self.stage,
+                f"waited for data {data_share:.0%} of its time. Faster: {cores}a lighter augmentation (augmentation.preset=light or none), smaller items "
+                "(data.modality.options), or WARMSTART_HOME on a faster disk.",
+            )
         return Fitted(
             steps=steps,
             epochs=math.ceil(steps / self.feed.steps),
@@ -387,7 +402,7 @@ class _Loop:
             best_epoch=self.state.best_epoch,
             seconds=seconds,
             rows_per_second=rows / seconds,
-            data_share=self.state.waited / seconds,
+            data_share=data_share,
             precision=self.state.precision,
             stopped_early=self.state.stopped,
             metrics=self.state.metrics,

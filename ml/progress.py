@@ -5,7 +5,10 @@ One listener a process; without one, telling costs a call and goes nowhere.
 
 from __future__ import annotations
 
+import logging
 from typing import Protocol
+
+_log = logging.getLogger(__name__)
 
 
 class Listener(Protocol):
@@ -13,6 +16,7 @@ class Listener(Protocol):
 
     def update(self, stage: str, done: int, total: int, facts: dict[str, float]) -> None: ...
     def finish(self, stage: str, words: str) -> None: ...
+    def warn(self, stage: str, words: str) -> None: ...
 
 
 _listener: Listener | None = None
@@ -34,3 +38,11 @@ def finish(stage: str, words: str) -> None:
     """Tells that `stage` is over, and how it came about."""
     if _listener is not None:
         _listener.finish(stage, words)
+
+
+def warn(stage: str, words: str) -> None:
+    """Tells what of `stage` could go better, and how; without a listener, the log is told."""
+    if _listener is not None:
+        _listener.warn(stage, words)
+    else:
+        _log.warning("%s %s", stage, words)

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import warnings
 from pathlib import Path
 
@@ -13,6 +14,8 @@ import pandas as pd
 import pytest
 import torch
 
+from ml import fit as loop
+from ml import progress
 from ml.contracts import DataSpec, InputError, StepResult
 from ml.feed import Feed, rows_of
 from ml.fit import NonFiniteLoss, fit
@@ -147,6 +150,54 @@ def test_a_resumed_curve_goes_on_where_it_was(tmp_path):
     assert min(losses(second)) == 8
 
 
+def always_waiting(monkeypatch) -> list:
+    """From the first step on, each share of waiting is too much; gives what the user is told."""
+    told: list = []
+
+    class Listener:
+        def update(self, stage, done, total, facts):
+            pass
+
+        def warn(self, stage, words):
+            told.append((stage, words))
+
+    for name, value in (("WAITING_SHARE", -1.0), ("TOLD_SECONDS", 0.0), ("SPEED_SECONDS", 0.0)):
+        monkeypatch.setattr(loop, name, value)
+    monkeypatch.setattr(progress, "_listener", Listener())
+    return told
+
+
+def test_batches_made_ahead_train_to_the_same_weights(tmp_path, monkeypatch):
+    whole = digest(train(tmp_path / "whole")[0])
+    always_waiting(monkeypatch)
+    makers = set()
+
+    real = Feed.batch
+
+    def batch(self, *arguments):
+        makers.add(threading.current_thread().name.partition("_")[0])
+        return real(self, *arguments)
+
+    monkeypatch.setattr(Feed, "batch", batch)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(torch.get_num_threads() + 1)))
+    assert digest(train(tmp_path / "ahead")[0]) == whole
+    assert makers == {"MainThread", "read-ahead"}
+    makers.clear()
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(torch.get_num_threads())))
+    assert digest(train(tmp_path / "beside")[0]) == whole
+    assert makers == {"MainThread"}, "no core is free for it"
+
+
+def test_a_training_that_waits_for_data_is_told_once(tmp_path, monkeypatch):
+    told = always_waiting(monkeypatch)
+    train(tmp_path / "waiting")
+    ((stage, words),) = told
+    assert stage == "toy" and "waited for data" in words and "augmentation.preset" in words
+    monkeypatch.setattr(loop, "WAITING_SHARE", 1.0)
+    train(tmp_path / "busy")
+    assert len(told) == 1
+
+
 def poisoned(at: set[int], forever: bool = False):
     def watch(model):
         real, count = model.step, [0]
@@ -199,6 +250,21 @@ def test_a_damaged_newest_checkpoint_costs_steps_and_not_the_result(tmp_path):
     with pytest.warns(RuntimeWarning, match="damaged"):
         model, _ = train(tmp_path / "killed")
     assert digest(model) == whole
+
+
+@pytest.mark.parametrize("at", ["a step", "the end"])
+def test_a_checkpoint_that_cannot_be_written_ends_the_training(tmp_path, at):
+    (tmp_path / "checkpoints").write_text("in the way of the folder")
+    steps = []
+
+    def watch(model):
+        real = model.step
+        model.step = lambda batch: (steps.append(1), real(batch))[1]
+        return model
+
+    with pytest.raises(OSError, match="File exists"):
+        train(tmp_path, watch=watch, epochs=8, checkpoint_seconds=0 if at == "a step" else 1e-9)
+    assert len(steps) < 24 if at == "a step" else steps
 
 
 def test_accumulation_sees_every_row(tmp_path):
