@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from mlflow.entities import Run
 
-EACH = 3.0  # seconds between two sendings: each costs the training some milliseconds, however few its rows
+EACH = 3.0  # seconds between two sendings, at least
+SHARE = 0.005  # of the time, at most, goes into sending metrics: Python code, for which the training's own has to wait
 PARAMS = 90  # of one batch; MLflow takes 100
 
 _log = logging.getLogger(__name__)
@@ -123,9 +124,13 @@ class StageRun:
         self.outbox.add(file, inside(path))
 
     def _send(self) -> None:
-        while not self._stop.wait(EACH):
+        pause = EACH
+        while not self._stop.wait(pause):
+            began = time.thread_time()
             try:
-                while not self._stop.is_set() and any([self.metrics.send(), self.outbox.send()]):
+                self.metrics.send()
+                pause = max(EACH, (time.thread_time() - began) / SHARE)
+                while not self._stop.is_set() and self.outbox.send():
                     pass
                 self._tell_odd()
             except Exception as error:  # kept on disk and tried again
