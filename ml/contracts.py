@@ -174,7 +174,7 @@ class Modality(Protocol):
 
     From source to store: `plan(sample, rows)` resolves options left to be decided by the data (image size, channels) from a few raw
     items, and is not asked where `planned`. `decode(raw)` gives one item, (item_shape) uint8 or, where `item_shape` is None, of
-    any length; it never raises for bad data. `same(a, b)` confirms near duplicates among decoded rows whose signatures share a band and
+    any length; it never raises for bad data, and leaves out all but the array where it is `served`, as nothing is cleaned then. `same(a, b)` confirms near duplicates among decoded rows whose signatures share a band and
     differ in at most `signature_bits`. `statistics(chunks)` is fed chunks of decoded training rows alone; `spec(classes, statistics)`
     describes the result to models; `pack(rows, spec)` makes of decoded rows the arrays to be stored, by name, first the one that
     models read.

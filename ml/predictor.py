@@ -27,6 +27,10 @@ from ml.model import Model, load_model, read_described, read_spec
 from ml.ragged import Ragged, at_once, joined
 
 BATCH = 256
+PIECE = 32
+"""Values that a thread decodes at a time: handing over each alone costs as much as decoding a text."""
+LIKE = 8
+"""Batches of rows of any length that are decoded together, so that rows of like length can share a batch."""
 CPU = torch.device("cpu")
 
 
@@ -139,13 +143,17 @@ def _batched(
     forward: Callable[[Any], Tensor], arrays: np.ndarray | Ragged, spec: DataSpec, device: torch.device, batch_size: int, whole: bool = False
 ) -> np.ndarray:
     modality = _modality(spec)
+    # Rows of like length share a batch: what fills up the shorter ones costs as much as what they hold.
+    order = np.argsort(arrays.lengths, kind="stable") if isinstance(arrays, Ragged) else None
     parts = []
     with torch.inference_mode():
         batch_size = at_once(arrays, spec.shape[0], batch_size)
         for start in range(0, len(arrays), batch_size):
-            array_B = torch.from_numpy(np.array(modality.collate(arrays[start : start + batch_size], spec, whole=whole))).to(device)
+            chosen = slice(start, start + batch_size)
+            array_B = torch.from_numpy(np.array(modality.collate(arrays[chosen if order is None else order[chosen]], spec, whole=whole))).to(device)
             parts.append(forward(modality.encode(array_B, spec)).float().cpu().numpy())
-    return joined(parts)
+    outputs_NS = joined(parts)
+    return outputs_NS if order is None else outputs_NS[np.argsort(order)]
 
 
 def values_of(frame: pd.DataFrame, modality: Any) -> list[Any]:
@@ -188,17 +196,20 @@ def _stored(arrays: Sequence[np.ndarray], spec: DataSpec) -> Mapping[str, np.nda
 
 
 def _decoded(values: Sequence[Any], modality: Any, batch_size: int, files: bool) -> Iterator[tuple[list[np.ndarray], list[str | None]]]:
-    """Batches of decoded values: the good arrays, and a reason or None for each value."""
+    """Some batches of decoded values: the good arrays, and a reason or None for each value."""
 
     def decode(value: Any) -> Any:
         try:
-            return modality.decode(modality.serve(value, files=files))
+            return modality.decode(modality.serve(value, files=files), served=True)
         except InputError as error:
             return error
 
+    rows = batch_size if modality.item_shape else batch_size * LIKE
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for start in range(0, len(values), batch_size):
-            items = list(pool.map(decode, values[start : start + batch_size]))
+        for start in range(0, len(values), rows):
+            chunk = values[start : start + rows]
+            pieces = pool.map(lambda piece: [decode(value) for value in piece], [chunk[at : at + PIECE] for at in range(0, len(chunk), PIECE)])
+            items = [item for piece in pieces for item in piece]
             arrays = [item.array for item in items if getattr(item, "array", None) is not None]
             yield arrays, [_reason(item) for item in items]
 

@@ -99,19 +99,20 @@ class Image:
         channels = self.options.channels or (1 if gray and sides else 3)
         return self.options.model_copy(update={"size": size, "channels": channels})
 
-    def decode(self, raw: Raw) -> Decoded:
+    def decode(self, raw: Raw, served: bool = False) -> Decoded:
         """The picture as (H, W, C) uint8, or the reason why not; `content` is of the whole picture, whatever the options."""
         try:
             picture = self._pixels(raw)
-            content = hashlib.sha256(f"{picture.mode} {picture.width} {picture.height} ".encode() + picture.tobytes()).hexdigest()
-            signature = difference_hash(picture)
             square = resized(picture, self.options.size, self.options.fit.value).convert("L" if self.options.channels == 1 else "RGB")
         except Unreadable as error:
             return Decoded(None, reason=str(error))
         except (MemoryError, ValueError, OSError) as error:
             return Decoded(None, reason=f"cannot be resized: {error}")
         array = np.asarray(square).reshape(self.item_shape)
-        return Decoded(array, content, signature, {"width": picture.width, "height": picture.height})
+        if served:
+            return Decoded(array)
+        content = hashlib.sha256(f"{picture.mode} {picture.width} {picture.height} ".encode() + picture.tobytes()).hexdigest()
+        return Decoded(array, content, difference_hash(picture), {"width": picture.width, "height": picture.height})
 
     def same(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """Whether pictures are near-identical: (..., H, W, C) uint8 against the like gives (...) bool.

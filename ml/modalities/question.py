@@ -63,7 +63,7 @@ class Question(Language):
         """The question and the context of each row."""
         return (_whole(_parts(row)) for row in rows)
 
-    def decode(self, raw: Raw) -> Decoded:
+    def decode(self, raw: Raw, served: bool = False) -> Decoded:
         """JSON of the cleaned question, context and answers, each where it stands in the cleaned context, or the reason why not."""
         try:
             question, context, answers = self._cleaned(raw)
@@ -72,9 +72,12 @@ class Question(Language):
         size = len(question) + len(context)
         if size > self.options.max_characters:
             return Decoded(None, reason=f"{size:,} characters, above the limit of {self.options.max_characters:,}")
+        array = np.frombuffer(item(question, context, answers), np.uint8)
+        if served:
+            return Decoded(array)
         content = hashlib.sha256(json.dumps([question, context]).encode()).hexdigest()
         facts = {"characters": size, "answerable": int(bool(answers))}
-        return Decoded(np.frombuffer(item(question, context, answers), np.uint8), content, minhash.signature(_whole({"question": question, "context": context})), facts)
+        return Decoded(array, content, minhash.signature(_whole({"question": question, "context": context})), facts)
 
     def same(self, a: Ragged, b: Ragged) -> np.ndarray:
         """Whether the questions with their contexts in two lists of equal length are near duplicates, one by one."""

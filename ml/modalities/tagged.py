@@ -62,7 +62,7 @@ class Tagged(Language):
     def written(rows: Ragged) -> Iterator[str]:
         return (" ".join(one["words"]) for one in _parts(rows))
 
-    def decode(self, raw: Raw) -> Decoded:
+    def decode(self, raw: Raw, served: bool = False) -> Decoded:
         """JSON of the text, its words once cleaned, the characters of each, and the tags where there are any; or the reason why not."""
         try:
             row = self._row(raw)
@@ -71,9 +71,12 @@ class Tagged(Language):
         reason = self._too_long(row["text"])
         if reason:
             return Decoded(None, reason=reason)
+        array = np.frombuffer(json.dumps(row, ensure_ascii=False).encode(), np.uint8)
+        if served:
+            return Decoded(array)
         content = hashlib.sha256(json.dumps(row["words"]).encode()).hexdigest()
         facts = {"characters": len(row["text"]), "words": len(row["words"])}
-        return Decoded(np.frombuffer(json.dumps(row, ensure_ascii=False).encode(), np.uint8), content, minhash.signature(" ".join(row["words"])), facts)
+        return Decoded(array, content, minhash.signature(" ".join(row["words"])), facts)
 
     def same(self, a: Ragged, b: Ragged) -> np.ndarray:
         """Whether the words of two lists of equal length are near duplicates, one by one."""

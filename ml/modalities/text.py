@@ -33,7 +33,7 @@ class Text(Language):
     noun = "texts"
     columns = ("text", "sentence", "review", "content", "document", "utterance", "question")
 
-    def decode(self, raw: Raw) -> Decoded:
+    def decode(self, raw: Raw, served: bool = False) -> Decoded:
         """The cleaned text as UTF-8, or the reason why not."""
         try:
             text, private = self._clean(self._decoded(raw))
@@ -43,6 +43,8 @@ class Text(Language):
         if reason:
             return Decoded(None, reason=reason)
         data = text.encode()
+        if served:
+            return Decoded(np.frombuffer(data, np.uint8))
         facts = {"characters": len(text), **private}
         return Decoded(np.frombuffer(data, np.uint8), hashlib.sha256(data).hexdigest(), minhash.signature(text), facts)
 

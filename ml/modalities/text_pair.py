@@ -63,7 +63,7 @@ class TextPair(Language):
     columns = ("source", "text", "sentence", "src", "input", "utterance", "content")
     least, most, tokens_a_row = 2_000, 32_000, 0.25
 
-    def decode(self, raw: Raw) -> Decoded:
+    def decode(self, raw: Raw, served: bool = False) -> Decoded:
         """The cleaned pair as JSON, {"source": ..., "target": ...}, or the reason why not. What is no such JSON is a source alone."""
         try:
             sides, private = self._sides(raw)
@@ -73,6 +73,8 @@ class TextPair(Language):
         if reason:
             return Decoded(None, reason=reason)
         data = json.dumps(sides, ensure_ascii=False).encode()
+        if served:
+            return Decoded(np.frombuffer(data, np.uint8))
         facts = {"characters": len(sides["source"]), "target_characters": len(sides.get("target", "")), **private}
         return Decoded(np.frombuffer(data, np.uint8), hashlib.sha256(data).hexdigest(), minhash.signature(sides["source"]), facts)
 

@@ -193,3 +193,14 @@ def test_of_what_is_longer_than_a_model_reads_at_once_features_are_of_a_part(tmp
     store = SimpleNamespace(array=tokens, spec=spec)
     probed = embed(embedder.backbone, store, rules, np.array([0]), torch.device("cpu")).numpy()
     np.testing.assert_allclose(probed, features / np.linalg.norm(features), atol=1e-5)
+
+
+def test_texts_of_all_lengths_keep_their_places(text_model):
+    """Batches hold texts of like length, whatever the order in which they come."""
+    predictor = Predictor.load(text_model.folder / "model")
+    texts = [" ".join(text_model.lines[number % 3].split()[: 1 + number * 7 % 11]) for number in range(40)]
+    texts[5], texts[30] = "", LONG
+    together, alone = predictor.predict(texts, batch_size=2), [predictor.predict([text]) for text in texts]
+    assert together["error"].notna().tolist() == [number == 5 for number in range(40)]
+    for number, one in enumerate(alone):
+        np.testing.assert_allclose(together.filter(like="p_").iloc[number].astype(float), one.filter(like="p_").iloc[0].astype(float), atol=1e-6)
