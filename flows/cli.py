@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import enum
 import json
 import os
 import sys
@@ -19,6 +20,11 @@ RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, su
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to it, such as seed=1 or pretraining.fit.epochs=5.")
 ]
+
+
+class Engine(enum.StrEnum):
+    torch = "torch"
+    onnx = "onnx"
 
 
 @app.command()
@@ -65,6 +71,7 @@ def predict(
     output: Annotated[Path, typer.Option(help="The Parquet file to write.")],
     batch_size: Annotated[int, typer.Option(min=1, max=65536, help="Items scored at once.")] = 256,
     column: Annotated[str, typer.Option(help="Column to score in Parquet, CSV and JSONL; unset, by its name: image or path, text or sentence.")] = "",
+    engine: Annotated[Engine, typer.Option(help="torch, or onnx for versions registered with registration.onnx=true: equal labels, often faster on a CPU.")] = Engine.torch,
 ) -> None:
     """Score files with a registered model.
 
@@ -82,7 +89,7 @@ def predict(
         from flows.predict import predict as score
 
         with console.listening():
-            summary = score(model_uri, inputs, str(output), batch_size, column)
+            summary = score(model_uri, inputs, str(output), batch_size, column, engine is Engine.onnx)
     console.show_prediction(summary)
 
 

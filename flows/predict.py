@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
 from ml import scoring
 from ml.device import device_of
+from ml.onnx_graph import Graph
 from ml.predictor import Predictor
 from ml.recipe import Compute
 from tasks import collector
@@ -20,16 +23,19 @@ from tasks.tracking.versions import pinned
 
 
 @flow(name="predict", persist_result=False)
-def predict(model_uri: str, inputs: list[str], output: str, batch_size: int = 256, column: str = "") -> dict[str, Any]:
+def predict(model_uri: str, inputs: list[str], output: str, batch_size: int = 256, column: str = "", onnx: bool = False) -> dict[str, Any]:
     """Scores files, folders of pictures, Parquet and CSV files; interrupted, the same call goes on where it was."""
-    return score(model_uri, inputs, output, batch_size, column)
+    return score(model_uri, inputs, output, batch_size, column, onnx)
 
 
 @task(name="score", cache_policy=NO_CACHE, **TASK)
-def score(model_uri: str, inputs: list[str], output: str, batch_size: int, column: str) -> dict[str, Any]:
+def score(model_uri: str, inputs: list[str], output: str, batch_size: int, column: str, onnx: bool) -> dict[str, Any]:
     """One task for the whole: its parts are files, and cost no orchestration."""
     prepare()
     collector.resume()
     version = pinned(model_uri)
-    predictor = Predictor.load(fetch(version, "artifacts/model"), device_of(Compute()))
-    return {"model": version, **scoring.score(predictor, version, inputs, Path(output), batch_size, column)}
+    folder, device = fetch(version, "artifacts/model"), device_of(Compute())
+    with Graph(folder, torch.get_num_threads()) if onnx else nullcontext() as graph:
+        predictor = Predictor.load(folder, device, graph)
+        made_by = f"{version} onnx" if onnx else version
+        return {"model": version, **scoring.score(predictor, made_by, inputs, Path(output), batch_size, column)}

@@ -24,6 +24,7 @@ from ml.choice import choice
 from ml.contracts import DataSpec, InputError
 from ml.modalities import MODALITIES
 from ml.model import Model, load_model, read_described, read_spec
+from ml.onnx_graph import Graph
 from ml.ragged import Ragged, at_once, joined
 
 BATCH = 256
@@ -36,19 +37,23 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Predictor:
-    """A model in evaluation mode with its preprocessing and its temperature (the divisor of its outputs)."""
+    """A model in evaluation mode with its preprocessing and its temperature (the divisor of its outputs).
+
+    Where there is a `graph`, it makes the outputs in the place of torch.
+    """
 
     model: Model
     spec: DataSpec
     temperature: float = 1.0
     device: torch.device = CPU
+    graph: Graph | None = None
 
     @classmethod
-    def load(cls, folder: str | Path, device: str | torch.device = "cpu") -> Predictor:
+    def load(cls, folder: str | Path, device: str | torch.device = "cpu", graph: Graph | None = None) -> Predictor:
         """From a folder of model.safetensors and model.json; nothing is unpickled."""
         model, info = load_model(Path(folder))
         device = torch.device(device)
-        return cls(model.to(device).eval(), info.spec, info.temperature, device)
+        return cls(model.to(device).eval(), info.spec, info.temperature, device, graph)
 
     @property
     def modality(self) -> Any:
@@ -61,7 +66,7 @@ class Predictor:
 
     def outputs(self, arrays: np.ndarray | Ragged, batch_size: int = BATCH) -> np.ndarray:
         """The head's outputs (N, S) float32 for stored rows of what the model reads."""
-        return _batched(self.model, arrays, self.spec, self.device, batch_size, self.model.head.whole)
+        return self._outputs(self.model, arrays, batch_size)
 
     def answers(self, rows: Mapping[str, Any], batch_size: int = BATCH) -> Any:
         """What is told of each stored row: probabilities (N, K) float32 of classes, or a list."""
@@ -77,7 +82,7 @@ class Predictor:
             errors += reasons
             if arrays:
                 rows = _stored(arrays, self.spec)
-                outputs_NS = _batched(forward, primary(rows), self.spec, self.device, batch_size, self.model.head.whole)
+                outputs_NS = self._outputs(forward, primary(rows), batch_size)
                 found.append(self.model.head.answers(outputs_NS, rows, self.temperature))
         if not found:
             return [], errors
@@ -91,6 +96,9 @@ class Predictor:
         """
         answers, errors = self.answers_of(values, batch_size, files)
         return _with_errors(self.model.head.frame(answers), errors)
+
+    def _outputs(self, module: Callable[[Any], Tensor], arrays: np.ndarray | Ragged, batch_size: int) -> np.ndarray:
+        return _batched(self.graph or _eager(module, self.spec, self.device), arrays, self.spec, batch_size, self.model.head.whole)
 
 
 @dataclass(frozen=True)
@@ -121,7 +129,8 @@ class Embedder:
 
     def embed_arrays(self, arrays: np.ndarray | Ragged, batch_size: int = BATCH) -> np.ndarray:
         """Pooled features (N, D) float32 of stored rows, of longer ones those of what a model reads at once."""
-        return _batched(lambda inputs: self.backbone.encode(inputs).pooled_BD, arrays, self.spec, self.device, batch_size)
+        forward = _eager(lambda inputs: self.backbone.encode(inputs).pooled_BD, self.spec, self.device)
+        return _batched(forward, arrays, self.spec, batch_size)
 
     def predict(self, values: Sequence[Any], batch_size: int = BATCH, files: bool = True) -> pd.DataFrame:
         """One row for each value: e_0 ... e_<D − 1> and error; values as those of `Predictor.predict`."""
@@ -139,19 +148,28 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> Predictor | 
     return (Predictor if (Path(folder) / "model.json").exists() else Embedder).load(folder, device)
 
 
+def _eager(module: Callable[[Any], Tensor], spec: DataSpec, device: torch.device) -> Callable[[np.ndarray], np.ndarray]:
+    """What `module` makes of a batch of stored rows."""
+    modality = _modality(spec)
+
+    def forward(array_B: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return module(modality.encode(torch.from_numpy(array_B).to(device), spec)).float().cpu().numpy()
+
+    return forward
+
+
 def _batched(
-    forward: Callable[[Any], Tensor], arrays: np.ndarray | Ragged, spec: DataSpec, device: torch.device, batch_size: int, whole: bool = False
+    forward: Callable[[np.ndarray], np.ndarray], arrays: np.ndarray | Ragged, spec: DataSpec, batch_size: int, whole: bool = False
 ) -> np.ndarray:
     modality = _modality(spec)
     # Rows of like length share a batch: what fills up the shorter ones costs as much as what they hold.
     order = np.argsort(arrays.lengths, kind="stable") if isinstance(arrays, Ragged) else None
     parts = []
-    with torch.inference_mode():
-        batch_size = at_once(arrays, spec.shape[0], batch_size)
-        for start in range(0, len(arrays), batch_size):
-            chosen = slice(start, start + batch_size)
-            array_B = torch.from_numpy(np.array(modality.collate(arrays[chosen if order is None else order[chosen]], spec, whole=whole))).to(device)
-            parts.append(forward(modality.encode(array_B, spec)).float().cpu().numpy())
+    batch_size = at_once(arrays, spec.shape[0], batch_size)
+    for start in range(0, len(arrays), batch_size):
+        chosen = slice(start, start + batch_size)
+        parts.append(forward(np.array(modality.collate(arrays[chosen if order is None else order[chosen]], spec, whole=whole))))
     outputs_NS = joined(parts)
     return outputs_NS if order is None else outputs_NS[np.argsort(order)]
 

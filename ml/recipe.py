@@ -159,6 +159,7 @@ class Registration(Section):
 
     model: str = Field("", pattern=r"^[A-Za-z0-9._ -]*$", description="Registered model name; empty takes the recipe's name.")
     gate: Gate = Field(default_factory=Gate, description="What a new version must show.")
+    onnx: bool = Field(False, description="Also export the model as model.onnx, for `warmstart predict --engine onnx` and for other programs.")
 
 
 class Compute(Section):
@@ -226,6 +227,9 @@ class Recipe(Section):
                 f"head {self.finetuning.head.name.value!r} needs {', '.join(sorted(lacking))} of the backbone, which {self.backbone.name.value!r} does not "
                 f"give. Backbones that work with it: {', '.join(fit)}."
             )
+        if self.registration.onnx and not head.labels:  # outputs of the others are more than one run through the network
+            fit = [name for name, one in HEADS.items() if one.labels]
+            raise ValueError(f"registration.onnx does not export head {self.finetuning.head.name.value!r}. Heads that it exports: {', '.join(fit)}.")
         for part in (self.pretraining, self.finetuning):
             _augmentation(self, part)
         for rung in getattr(self.finetuning.method.make(), "rungs", ()):

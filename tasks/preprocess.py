@@ -5,6 +5,7 @@ from __future__ import annotations
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from ml.onnx_graph import check_exports
 from ml.overview import overview
 from ml.preprocess import preprocess as build_store
 from ml.preprocess import summary
@@ -39,6 +40,8 @@ def preprocess(recipe: Recipe, run: Run) -> DatasetRef:
 
     modules = ["ml.preprocess", recipe.data.source.chosen.__module__, recipe.data.modality.chosen.__module__]
     summary, output = run.stage("preprocess", body, options=options, inputs={"source": source.fingerprint()}, modules=modules, verify=verify)
+    if recipe.registration.onnx:  # before anything is trained for it
+        check_exports(recipe.backbone, recipe.finetuning.head, Store.open(run.stores / output["digest"]).spec)
     return DatasetRef(summary, output["digest"], str(run.stores / output["digest"]))
 
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
+import shutil
 import statistics
 import time
+from dataclasses import replace
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from ml import gate
+from ml import gate, onnx_graph
 from ml.checkpoint import write_atomically
 from ml.contracts import InputError
 from ml.device import device_of
@@ -32,6 +37,7 @@ from tasks.tracking.versions import scored, signature
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = 8  # items on which the stored version must agree with the training code
 TOLERANCE = 1e-4
+COMPARED = 256  # test rows on which an exported graph must agree with torch
 TIMED = 64  # items that the time of a row is measured on
 REQUIREMENTS = ("mlflow", "numpy", "pandas", "pillow", "pydantic", "safetensors", "torch", "torchvision")
 
@@ -46,11 +52,13 @@ def register(
 ) -> RegisteredModel:
     """Registers the version; the alias `champion` moves to it where the gate passes, `challenger` names it otherwise."""
     name = recipe.registration.model or recipe.name
-    options = {"model": name, "seed": recipe.seed, "gate": dump(recipe.registration.gate)}
+    options = {"model": name, "seed": recipe.seed, "gate": dump(recipe.registration.gate)} | ({"onnx": onnx_graph.OPSET} if recipe.registration.onnx else {})
     inputs = {"model": model.digest, "evaluation": evaluation.digest, "backbone": backbone.digest}
 
     def body(stage: StageRun) -> dict:
         folder = fetch(model.stage.run_id, "model")
+        if recipe.registration.onnx:
+            folder = _exported(stage, folder, Store.open(Path(dataset.path)).rows(read_split(splits).test[:COMPARED]))
         judged = _judge(stage, name, folder, dataset, splits, recipe)
         raw = _raw(recipe, Store.open(Path(dataset.path)), read_split(splits).test[:GOLDEN])
         frame = frame_of(raw, recipe.data.modality.chosen)
@@ -58,14 +66,15 @@ def register(
         made = registry.register(
             name,
             run_id=stage.run_id,
-            key=model.digest,
+            key=_key(model.digest, recipe),
             model_folder=folder,
             pyfunc_file=ROOT / "tasks" / "pyfunc_model.py",
             code_paths=[ROOT / "ml"],
             signature=signature(frame.columns, recipe.data.modality.chosen.column_type, expected),
             example=frame[:2],
             pip_requirements=[f"{package}=={installed(package)}" for package in _requirements(recipe)],
-            tags={"warmstart.dataset": dataset.digest, "warmstart.evaluation": evaluation.stage.run_id, "warmstart.passed": str(judged["passed"]).lower()},
+            tags={"warmstart.dataset": dataset.digest, "warmstart.evaluation": evaluation.stage.run_id, "warmstart.passed": str(judged["passed"]).lower()}
+            | ({"warmstart.onnx": f"opset {onnx_graph.OPSET}"} if recipe.registration.onnx else {}),
             check=lambda uri: _check_parity(uri, frame, expected),
         )
         if backbone.seen:
@@ -82,10 +91,31 @@ def register(
             return f"version {output['version']} of {name} is no longer registered"
         return None
 
-    modules = ["ml.gate", "ml.predictor", "tasks.register", "tasks.pyfunc_model", recipe.finetuning.head.chosen.__module__]
+    modules = ["ml.gate", "ml.onnx_graph", "ml.predictor", "tasks.register", "tasks.pyfunc_model", recipe.finetuning.head.chosen.__module__]
     summary, output = run.stage("register", body, options=options, inputs=inputs, modules=modules, verify=verify)
     aliases = registry.version(name, output["version"]).aliases
     return RegisteredModel(summary, name, str(output["version"]), output["uri"], tuple(aliases), output["passed"], tuple(output["reasons"]))
+
+
+def _key(digest: str, recipe: Recipe) -> str:
+    """Of the version: the model's, or where a graph stands beside it one of both."""
+    return hashlib.sha256(f"{digest} onnx {onnx_graph.OPSET}".encode()).hexdigest() if recipe.registration.onnx else digest
+
+
+def _exported(stage: StageRun, folder: Path, rows: dict[str, Any]) -> Path:
+    """A copy of the model's folder with its graph, which says of the rows what torch says."""
+    copy = stage.workdir / "exported"
+    shutil.rmtree(copy, ignore_errors=True)  # half a one, of a run that was killed
+    shutil.copytree(folder, copy)
+    onnx_graph.export(copy)
+    predictor = Predictor.load(copy)
+    with onnx_graph.Graph(copy, torch.get_num_threads()) as graph:
+        told, found = (predictor.model.head.frame(one.answers(rows)) for one in (predictor, replace(predictor, graph=graph)))
+    gap = _gap(found, told)
+    stage.log_metrics({"onnx/largest_difference": gap})
+    if not gap <= TOLERANCE:
+        raise ParityError(f"the exported graph differs by {gap:.2g} from torch on {len(told)} test rows; nothing is registered. Set registration.onnx=false")
+    return copy
 
 
 def _judge(stage: StageRun, name: str, folder: Path, dataset: DatasetRef, splits: SplitsRef, recipe: Recipe) -> dict:
@@ -167,13 +197,18 @@ def _seconds(predictors: list[Predictor], raw: list[Any]) -> list[float]:
 
 
 def _check_parity(uri: str, frame: pd.DataFrame, expected: pd.DataFrame) -> None:
-    found = scored(uri, frame)
-    told = expected.drop(columns="error")
-    texts = [name for name in told if is_text(told[name])]
-    numbers = told.columns.drop(texts)
-    gap = float(np.abs(_numbers(found[numbers]) - _numbers(told[numbers])).max(initial=0.0))
-    if not gap <= TOLERANCE or any(list(found[name]) != list(told[name]) for name in texts):
+    gap = _gap(scored(uri, frame), expected.drop(columns="error"))
+    if not gap <= TOLERANCE:
         raise ParityError(f"{uri} differs by {gap:.2g} from the training code on {len(frame)} golden items; it is not offered")
+
+
+def _gap(found: pd.DataFrame, told: pd.DataFrame) -> float:
+    """The largest difference of two numbers that are told; infinite where texts, such as labels, differ."""
+    texts = [name for name in told if is_text(told[name])]
+    if any(list(found[name]) != list(told[name]) for name in texts):
+        return math.inf
+    numbers = told.columns.drop(texts)
+    return float(np.abs(_numbers(found[numbers]) - _numbers(told[numbers])).max(initial=0.0))
 
 
 def _numbers(frame: pd.DataFrame) -> np.ndarray:

@@ -72,3 +72,17 @@ def test_texts_score_as_the_training_code_does(finished_text, warmstart, tmp_pat
     expected = Predictor.load(Path(run.info.artifact_uri.removeprefix("file://")) / "model").predict([*texts, *texts])
     np.testing.assert_allclose(frame[["p_salt", "p_sea"]], expected[["p_salt", "p_sea"]], atol=1e-6)
     assert frame["label"][:2].tolist() == ["sea", "salt"] and frame["error"].fillna("").tolist() == ["", "", "", "empty"] * 2
+
+
+def test_an_exported_graph_scores_as_torch_does(finished, warmstart, tiny, inputs, tmp_path):
+    pytest.importorskip("onnxruntime", reason="needs the extra onnx")
+    arguments = ["--engine", "onnx", "--output", tmp_path / "onnx.parquet"]
+    warmstart(finished.folder, "predict", "models:/tiny/1", inputs[0] / "folder", *arguments).refused(["no ONNX graph", "registration.onnx=true"])
+    # Under another name: other tests look at the champion of `tiny`.
+    done = warmstart(finished.folder, "run", tiny, "registration.onnx=true", "registration.model=graphs", "--json")
+    assert done.result["model"]["version"] == "1"
+    given = ["predict", "models:/graphs/1", inputs[0] / "folder"]
+    for rest in (arguments, ["--output", tmp_path / "torch.parquet"]):
+        done = warmstart(finished.folder, *given, *rest)
+        assert done.code == 0, done.err
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "onnx.parquet"), pd.read_parquet(tmp_path / "torch.parquet"), check_exact=False, atol=1e-5)

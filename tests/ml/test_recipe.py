@@ -60,6 +60,10 @@ def test_a_recipe_survives_a_round_trip():
         ({"compute": {"workers": 2}}, ["'local'", "workers=2", "torchrun"]),
         ({"compute": {"engine": "horovod"}}, ["compute.engine", "torchrun", "'horovod'"]),
         ({"name": "a/b"}, ["name"]),
+        (
+            {"data": {"source": "text-table", "modality": "text"}, "backbone": "gpt", "pretraining": {"enabled": False}, "finetuning": {"head": "language-model"}, "registration": {"onnx": True}},
+            ["registration.onnx", "'language-model'", "classification, multi-label"],
+        ),
         ({"data": {}}, ["data.source", "required"]),
     ],
     ids=str,
