@@ -87,7 +87,7 @@ def test_what_cannot_be_exported_is_refused():
             pooled_BD = inputs["image"].mean((2, 3))
             return Features(pooled_BD + 1 if pooled_BD.sum() > 0 else pooled_BD)
 
-    with pytest.raises(InputError, match="cannot be exported to ONNX.*another backbone"):
+    with pytest.raises(InputError, match=r"cannot be exported to ONNX.*another backbone"):
         check_exports(SimpleNamespace(make=lambda spec: Odd()), choice("head", HEADS)(name="classification"), image_spec())
 
 
