@@ -104,7 +104,7 @@ def _key(digest: str, recipe: Recipe) -> str:
 
 def _exported(stage: StageRun, folder: Path, rows: dict[str, Any]) -> Path:
     """A copy of the model's folder with its graph, which says of the rows what torch says."""
-    copy = stage.workdir / "exported"
+    copy = stage.workdir / "exported" / folder.name  # the name that it has in the version
     shutil.rmtree(copy, ignore_errors=True)  # half a one, of a run that was killed
     shutil.copytree(folder, copy)
     onnx_graph.export(copy)
