@@ -71,7 +71,7 @@ def predict(
     output: Annotated[Path, typer.Option(help="The Parquet file to write.")],
     batch_size: Annotated[int, typer.Option(min=1, max=65536, help="Items scored at once.")] = 256,
     column: Annotated[str, typer.Option(help="Column to score in Parquet, CSV and JSONL; unset, by its name: image or path, text or sentence.")] = "",
-    engine: Annotated[Engine, typer.Option(help="torch, or onnx for versions registered with registration.onnx=true: the same labels; faster for most texts on a CPU, not for small pictures.")] = Engine.torch,
+    engine: Annotated[Engine, typer.Option(help="torch, or onnx for versions registered with registration.onnx=true: the same labels, on a CPU faster for small convolutional networks, slower for BERT.")] = Engine.torch,
 ) -> None:
     """Score files with a registered model.
 
