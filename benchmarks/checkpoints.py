@@ -39,8 +39,8 @@ ROWS, NEVER, REPEATS, PROBED = 16, 1e9, 15, 30
 class Timed(Writer):
     """Notes how long each checkpoint holds the training up, and what its write takes of a core."""
 
-    def __init__(self, folder: Path):
-        super().__init__(folder)
+    def __init__(self, folder: Path, every: float):
+        super().__init__(folder, every)
         self.stalls: list[float] = []
         self.writes: list[float] = []
 
@@ -144,8 +144,8 @@ def train(arm: str, megabytes: int, steps: int, every: float) -> dict[str, Any]:
     """One training of an arm: its seconds, its last loss, and of each checkpoint the stall and the write's CPU seconds."""
     writers: list[Timed] = []
 
-    def made(folder: Path) -> Timed:
-        writers.append((Blocking if arm == "blocking" else Timed)(folder))
+    def made(folder: Path, every: float) -> Timed:
+        writers.append((Blocking if arm == "blocking" else Timed)(folder, every))
         return writers[-1]
 
     torch.manual_seed(0)
@@ -184,7 +184,7 @@ def stalls(megabytes: int) -> dict[str, list[float]]:
     state = {"module": network.state_dict(), "optimizer": optimizer.state_dict()}
     bytes_ = sum(3 * value.nbytes for value in network.parameters())
     source, target = np.ones(bytes_, np.uint8), np.zeros(bytes_, np.uint8)
-    with tempfile.TemporaryDirectory(dir=".") as folder, Timed(Path(folder) / "ours") as ours, Blocking(Path(folder) / "blocking") as blocking:
+    with tempfile.TemporaryDirectory(dir=".") as folder, Timed(Path(folder) / "ours", 0) as ours, Blocking(Path(folder) / "blocking", 0) as blocking:
         taken: dict[str, list[float]] = {"memcpy": [], "ours": [], "blocking": []}
         calls: dict[str, Callable[[], object]] = {
             "memcpy": lambda: np.copyto(target, source),

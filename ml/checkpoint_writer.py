@@ -16,12 +16,16 @@ from torch import Tensor
 
 from ml import checkpoint
 
+SHARE = 0.01  # of the time, at most, goes into checkpoints
+
 
 class Writer:
-    """Writes a training's checkpoints into `folder`. As a context it ends with its last write; what failed is raised by `check`, `save` and `wait`."""
+    """Writes a training's checkpoints into `folder`, `every` so many seconds at most (0: always). As a context it ends with its last write; what failed is raised by `check`, `save` and `wait`."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, every: float):
+        self.folder, self.every = folder, every
+        self.stall = 0.0
+        """Seconds that the training waited for its last checkpoint."""
         self.seconds = 0.0
         """Of a core's time that the last finished write took."""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -36,20 +40,29 @@ class Writer:
         if kind is None:
             self.wait()
 
-    @property
-    def busy(self) -> bool:
-        """Whether a write is in flight."""
-        return self._writing is not None and not self._writing.done()
+    def due(self, passed: float, all_cores: bool) -> bool:
+        """Whether to make a checkpoint, `passed` seconds after the last one: not above SHARE of the time, of which a training that has `all_cores` gives
+        a core to what writes."""
+        if not self.every:
+            return True
+        cost = self.stall + (self.seconds if all_cores else 0.0)
+        return passed >= max(self.every, cost / SHARE) and not self._busy
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Copies `state`, after the write in flight, and has it written; see `checkpoint.save`."""
+        began = time.perf_counter()
         self.wait()
         self._writing = self._thread.submit(self._write, step, self._copied(state))
+        self.stall = time.perf_counter() - began
 
     def check(self) -> None:
         """Raises what the last write raised, where it has ended; never waits."""
-        if not self.busy:
+        if not self._busy:
             self.wait()
+
+    @property
+    def _busy(self) -> bool:
+        return self._writing is not None and not self._writing.done()
 
     def wait(self) -> None:
         """Waits for the write in flight, and raises what it raised."""

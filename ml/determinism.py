@@ -27,3 +27,12 @@ def determinism(on: bool) -> Iterator[None]:
     finally:
         torch.set_deterministic_debug_mode(before[0])
         torch.utils.deterministic.fill_uninitialized_memory = before[1]
+
+
+def seed_generators(seed: int, device: torch.device) -> None:
+    """Seeds the generators that a step may draw from; `torch.manual_seed` does more, and costs 0.2 ms a step."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)

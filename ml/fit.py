@@ -31,23 +31,22 @@ from ml.checkpoint_writer import Writer
 from ml.contracts import Batch, InputError, Report, StepResult
 from ml.coupling import Coupled
 from ml.crash import crash_point
-from ml.determinism import determinism, is_deterministic
+from ml.curves import Curves
+from ml.determinism import determinism, is_deterministic, seed_generators
 from ml.feed import Feed, seed_of
 from ml.interruption import Interrupted, Interruption, interruption
+from ml.optimizer import optimizer_of
 from ml.precision import fastest_precision
 from ml.read_ahead import read_ahead
-from ml.recipe import Compute, Fit, Optimizer, Precision
+from ml.recipe import Compute, Fit, Precision
 from ml.schedule import epochs_of, rate
 from ml.shared_norm import share_statistics
 
-POINTS = 200  # points of a training curve
-SPEED_SECONDS = 1.0  # that each point of the speed's curve is measured over, at least
 MOMENTS = 50  # of a training at which `prepare` is asked: it walks the whole module
 VALIDATIONS = 25  # validations in one training, at most
 RETRIES = 2  # returns to the last checkpoint after a non-finite loss, each at half the learning rate
 WAITING_SHARE = 0.2  # of the time spent waiting for data, above which batches are made ahead, and then the user is told
 TOLD_SECONDS = 10.0  # of a training, below which nobody needs to be told
-CHECKPOINT_SHARE = 0.01  # of the time, at most, goes into checkpoints
 
 
 class NonFiniteLoss(InputError):
@@ -132,11 +131,10 @@ class _Loop:
         self.module, self.settings, self.compute, self.stage = module, settings, compute, stage
         self.feed = replace(feed, rank=ranks.rank(), ranks=ranks.count()) if ranks.count() > 1 else feed
         self.groups, self.report, self.prepare, self.validate, self.metric, self.sign = groups, report, prepare, validate, metric, sign
-        self.writer = Writer(workdir / "checkpoints")
-        self.stall = 0.0  # seconds that the training waited for its last checkpoint
+        self.writer = Writer(workdir / "checkpoints", settings.checkpoint_seconds)
         self.epochs = epochs_of(settings, len(feed.rows))
         self.total = self.epochs * feed.steps
-        self.window = max(1, self.total // POINTS)
+        self.curves = Curves(stage, self.total, report)
         self.moment = max(1, self.total // MOMENTS)
         self.training = False  # whether the module is as `prepare` left it
         self.ahead = False  # whether batches are made on a thread of their own
@@ -146,14 +144,12 @@ class _Loop:
         self.best: Weights | None = None
         self.ema: Weights | None = None
         self.first: dict[str, Any] | None = None  # what there is to return to before the first checkpoint
-        self.sums: dict[str, Tensor] = {}
-        self.counted = 0
 
     def run(self, asked: Interruption) -> Fitted:
         self._check()
         device = self.feed.device
         self.module.to(device, memory_format=torch.channels_last)
-        self.optimizer = _optimizer(self.settings, self.groups, device)
+        self.optimizer = optimizer_of(self.settings, self.groups, device)
         resumed = self._restore()
         if not resumed:
             self.state.precision = ranks.told(lambda: self._precision().value)
@@ -183,8 +179,8 @@ class _Loop:
             )
 
     def _train(self, asked: Interruption) -> None:
-        clock = window_began = saved_at = time.perf_counter()
-        window_waited, window_rows = 0.0, 0
+        clock = saved_at = time.perf_counter()
+        self.curves.start()
         while self.state.step < self.total and not self.state.stopped:
             epoch, start = divmod(self.state.step, self.feed.steps)
             began = time.perf_counter()
@@ -193,16 +189,11 @@ class _Loop:
                 if not self._update(batches):
                     break  # went back to a checkpoint, whose epoch and step differ
                 self.state.waited += waited
-                window_waited, window_rows = window_waited + waited, window_rows + sum(batch.rows for batch in batches)
+                self.curves.spent(waited, sum(batch.rows for batch in batches))
                 done = self.state.step == self.total
-                if self.state.step % self.window == 0 or done:
-                    now = time.perf_counter()
-                    passed = now - window_began
-                    loss = self._flush()
-                    progress.update(self.stage, self.state.step, self.total, loss=loss, rows_per_second=window_rows / passed)
-                    if done or passed >= SPEED_SECONDS:
-                        self._report_speed(window_rows / passed, window_waited / passed)
-                        window_began, window_waited, window_rows = now, 0.0, 0
+                if self.curves.full(self.state.step):
+                    share = self.curves.tell(self.state.step, self.settings.learning_rate * self._factor(self.state.step - 1))
+                    self.ahead = self.ahead or ((share or 0) > WAITING_SHARE and not self._takes_all_cores())
                 crash_point(f"{self.stage}.step:{self.state.step}")
                 if self.state.step % self.feed.steps == 0:
                     self._end_epoch(epoch)
@@ -212,12 +203,11 @@ class _Loop:
                 if done:  # of what follows, a kill costs no more than the time between two checkpoints
                     self.state.seconds += now - clock
                     break
-                stop, due = ranks.agreed(asked.requested, self._due(now - saved_at))
+                stop, due = ranks.agreed(asked.requested, self.writer.due(now - saved_at, self._takes_all_cores()))
                 if stop or due:
                     self.state.seconds += now - clock
                     self._save()
                     clock = saved_at = time.perf_counter()
-                    self.stall = saved_at - now
                 if stop:
                     self.writer.wait()
                     raise Interrupted(f"{self.stage} was stopped at step {self.state.step} of {self.total}; the same command goes on from there")
@@ -227,10 +217,10 @@ class _Loop:
         """One update of the weights; false when the loss was not finite and the last checkpoint was taken up again."""
         step = self.state.step
         # Ranks after the first draw numbers of their own: their rows are others.
-        _seed(seed_of(self.feed.seed, "step", step, *filter(None, [self.feed.rank])), self.feed.device)
+        seed_generators(seed_of(self.feed.seed, "step", step, *filter(None, [self.feed.rank])), self.feed.device)
         if not self.training or step % self.moment == 0:
             self._prepare(step)
-        factor = rate(self.settings, step, self.total) * self.state.rate_factor
+        factor = self._factor(step)
         for group, peak in zip(self.optimizer.param_groups, self.groups, strict=True):
             group["lr"] = peak["lr"] * factor
         rows = sum(batch.rows for batch in batches)
@@ -257,11 +247,9 @@ class _Loop:
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
             average(self.ema, self.module, min(self.settings.ema, (1 + step) / (10 + step)))
-        for name, value in found.items():
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
-        self.counted += 1
+        self.curves.add(found)
         self.state.step += 1
-        if self.feed.device.type != "cpu" and self.state.step % self.window == 0 and not math.isfinite(float(self.sums["loss"])):
+        if self.feed.device.type != "cpu" and self.curves.full(self.state.step) and not math.isfinite(float(self.curves.sums["loss"])):
             self._go_back(float(found["loss"]))
             return False
         return True
@@ -279,18 +267,9 @@ class _Loop:
         self.training = True
         self.coupled.renew()
 
-    def _flush(self) -> float:
-        """Reports the window's means, and gives that of the loss."""
-        means = {f"train/{name}": float(value) / self.counted for name, value in self.sums.items()}
-        self.report(means, self.state.step)
-        self.sums, self.counted = {}, 0
-        return means["train/loss"]
-
-    def _report_speed(self, rows_per_second: float, data_share: float) -> None:
-        self.ahead = self.ahead or (data_share > WAITING_SHARE and not self._takes_all_cores())
-        factor = rate(self.settings, self.state.step - 1, self.total) * self.state.rate_factor
-        learning_rate = self.settings.learning_rate * factor
-        self.report({"train/learning_rate": learning_rate, "train/rows_per_second": rows_per_second, "train/data_share": data_share}, self.state.step)
+    def _factor(self, step: int) -> float:
+        """What the peak learning rates are multiplied with at `step`."""
+        return rate(self.settings, step, self.total) * self.state.rate_factor
 
     def _end_epoch(self, epoch: int) -> None:
         last = epoch + 1 == self.epochs
@@ -320,18 +299,10 @@ class _Loop:
             "optimizer": self.optimizer.state_dict(),
             "ema": self.ema,
             "best": self.best,
-            "sums": self.sums,
-            "counted": self.counted,
+            "sums": self.curves.sums,
+            "counted": self.curves.counted,
             "scaler": scaler.state_dict() if scaler is not None else None,
         }
-
-    def _due(self, passed: float) -> bool:
-        """Whether to make a checkpoint, `passed` seconds after the last one."""
-        every = self.settings.checkpoint_seconds
-        if not every:
-            return True
-        cost = self.stall + (self.writer.seconds if self._takes_all_cores() else 0.0)
-        return passed >= max(every, cost / CHECKPOINT_SHARE) and not self.writer.busy
 
     def _takes_all_cores(self) -> bool:
         """Whether a thread beside the training takes a core from it."""
@@ -349,7 +320,8 @@ class _Loop:
         self.state = _State(**saved["state"])
         self.module.load_state_dict(saved["module"])
         self.optimizer.load_state_dict(saved["optimizer"])
-        self.ema, self.best, self.sums, self.counted = saved["ema"], saved["best"], saved["sums"], saved["counted"]
+        self.ema, self.best = saved["ema"], saved["best"]
+        self.curves.sums, self.curves.counted = saved["sums"], saved["counted"]
         self._scaler = saved["scaler"]
         return True
 
@@ -408,19 +380,3 @@ class _Loop:
             metrics=self.state.metrics,
             processes=self.state.processes,
         )
-
-
-def _seed(seed: int, device: torch.device) -> None:
-    """Seeds the generators that a step may draw from; `torch.manual_seed` does more, and costs 0.2 ms a step."""
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        torch.cuda.manual_seed(seed)
-    elif device.type == "mps":
-        torch.mps.manual_seed(seed)
-
-
-def _optimizer(settings: Fit, groups: list[dict[str, Any]], device: torch.device) -> torch.optim.Optimizer:
-    copies = [dict(group) for group in groups]
-    if settings.optimizer is Optimizer.sgd:
-        return torch.optim.SGD(copies, lr=settings.learning_rate, momentum=0.9, nesterov=True)
-    return torch.optim.AdamW(copies, lr=settings.learning_rate, fused=device.type in ("cpu", "cuda"))

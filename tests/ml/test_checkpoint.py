@@ -106,21 +106,21 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path, most):
 
 
 def test_what_fails_beside_the_training_is_raised_there_and_the_next_write_goes_on(tmp_path):
-    with Writer(tmp_path) as writer:
+    with Writer(tmp_path, every=0) as writer:
         with no_room(3000):
             writer.save(1, {"large": torch.zeros(50_000)})
             with pytest.raises(InputError, match="cannot write a checkpoint"):
                 writer.wait()
         writer.save(2, state(2))
     assert checkpoint.load(tmp_path)["step"] == 2
-    with pytest.raises(InputError, match="cannot write a checkpoint"), Writer(tmp_path) as writer, no_room(3000):
+    with pytest.raises(InputError, match="cannot write a checkpoint"), Writer(tmp_path, every=0) as writer, no_room(3000):
         writer.save(3, {"large": torch.zeros(50_000)})
         writer._thread.shutdown()  # it fails before there is room again
 
 
 def test_a_training_that_goes_on_does_not_reach_what_is_being_written(tmp_path):
     weights = torch.zeros(200_000)
-    with Writer(tmp_path) as writer:
+    with Writer(tmp_path, every=0) as writer:
         for step in range(1, 6):
             weights.fill_(step)
             writer.save(step, {"step": step, "weights": weights, "again": weights.view(-1)})
@@ -135,7 +135,7 @@ def test_a_state_is_written_as_it_is(tmp_path):
     module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4)).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(module.parameters())
     module(torch.randn(2, 3, 8, 8)).sum().backward()
-    with Writer(tmp_path) as writer:
+    with Writer(tmp_path, every=0) as writer:
         for step in (1, 2):  # the optimizer's state is new in the second one
             writer.save(step, {"module": module.state_dict(), "optimizer": optimizer.state_dict(), "best": None, "pair": [1, (2.5, "three")]})
             writer.wait()

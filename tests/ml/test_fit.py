@@ -161,8 +161,8 @@ def always_waiting(monkeypatch) -> list:
         def warn(self, stage, words):
             told.append((stage, words))
 
-    for name, value in (("WAITING_SHARE", -1.0), ("TOLD_SECONDS", 0.0), ("SPEED_SECONDS", 0.0)):
-        monkeypatch.setattr(loop, name, value)
+    for name, value in (("ml.fit.WAITING_SHARE", -1.0), ("ml.fit.TOLD_SECONDS", 0.0), ("ml.curves.SPEED_SECONDS", 0.0)):
+        monkeypatch.setattr(name, value)
     monkeypatch.setattr(progress, "_listener", Listener())
     return told
 
