@@ -306,7 +306,7 @@ class _Loop:
 
     def _takes_all_cores(self) -> bool:
         """Whether a thread beside the training takes a core from it."""
-        return self.feed.device.type == "cpu" and torch.get_num_threads() >= len(os.sched_getaffinity(0))
+        return self.feed.device.type == "cpu" and torch.get_num_threads() * ranks.count() >= len(os.sched_getaffinity(0))
 
     def _save(self) -> None:
         ranks.told(lambda: self.writer.save(self.state.step, self._content()))

@@ -81,6 +81,9 @@ class Reports:
     def finish(self, stage: str, words: str) -> None:
         """The launching process tells it."""
 
+    def warn(self, stage: str, words: str) -> None:
+        self._write({"warning": words})
+
     def _write(self, told: Mapping[str, Any]) -> None:
         self._file.write(json.dumps(told) + "\n")
         self._file.flush()

@@ -2,7 +2,7 @@
 
 Each is ml/engines/rank.py, a fresh process that knows nothing of Prefect and MLflow. It finds in the folder `ranks` what ml.plan describes, and
 
-    reports.jsonl            what rank 0 reports: {"metrics", "step"} or {"progress"}; this process passes it on
+    reports.jsonl            what rank 0 reports: {"metrics", "step"}, {"progress"} or {"warning"}; this process passes it on
     outcome.json             how it ended: "fitted", "interrupted" or "error"
     trained.safetensors      the best weights
     logs/                    what each process printed
@@ -139,6 +139,8 @@ class _Reports:
     def _tell(self, told: Mapping[str, Any]) -> None:
         if "metrics" in told:
             self.report(told["metrics"], told["step"])
+        elif "warning" in told:
+            progress.warn(self.stage, told["warning"])
         else:
             done, total, facts = told["progress"]
             progress.update(self.stage, done, total, **facts)
