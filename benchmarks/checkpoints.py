@@ -87,7 +87,7 @@ class Numbers:
     """As a feed: the same random rows at each of `steps` steps."""
 
     def __init__(self, width: int, steps: int):
-        self.steps, self.rows, self.seed, self.device = steps, np.arange(steps * ROWS), 0, torch.device("cpu")
+        self.steps, self.rows, self.seed, self.accumulate, self.device = steps, np.arange(steps * ROWS), 0, 1, torch.device("cpu")
         x_BD = torch.randn(ROWS, width, generator=torch.Generator().manual_seed(0))
         self._batch = Batch({"x": x_BD}, torch.zeros(ROWS, dtype=torch.long))
 

@@ -15,32 +15,28 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from torch import Tensor, nn
+from torch import nn
 
 from ml import checkpoint, progress, ranks
 from ml.averaging import Weights, average, swapped, weights_of
 from ml.checkpoint_writer import Writer
-from ml.contracts import Batch, InputError, Report, StepResult
-from ml.coupling import Coupled
+from ml.contracts import Batch, InputError, Report
 from ml.crash import crash_point
 from ml.curves import Curves
 from ml.determinism import determinism, is_deterministic, seed_generators
 from ml.feed import Feed, seed_of
 from ml.interruption import Interrupted, Interruption, interruption
-from ml.optimizer import optimizer_of
-from ml.precision import fastest_precision
+from ml.memory import ran_out
 from ml.read_ahead import read_ahead
-from ml.recipe import Compute, Fit, Precision
+from ml.recipe import Compute, Fit
 from ml.schedule import epochs_of, rate
-from ml.shared_norm import share_statistics
+from ml.step_probe import How, how_to_step, memory_format
+from ml.update import Updates
 
 MOMENTS = 50  # of a training at which `prepare` is asked: it walks the whole module
 VALIDATIONS = 25  # validations in one training, at most
@@ -64,7 +60,9 @@ class Fitted:
     seconds: float
     rows_per_second: float
     data_share: float
-    precision: str
+    how: Mapping[str, Any]
+    """How its steps were made; see ml.step_probe.How."""
+    accumulate: int
     stopped_early: bool
     metrics: Mapping[str, float]
     """Of the last validation."""
@@ -83,22 +81,12 @@ class _State:
     rate_factor: float = 1.0
     retries: int = 0
     stopped: bool = False
-    precision: str = ""
+    how: dict[str, Any] = field(default_factory=dict)
+    accumulate: int = 1
     seconds: float = 0.0
     waited: float = 0.0
     metrics: dict[str, float] = field(default_factory=dict)
     processes: list[int] = field(default_factory=list)
-
-
-class _Step(nn.Module):
-    """Makes `step` the forward pass, where accelerate puts autocast and data parallelism its hooks."""
-
-    def __init__(self, module: nn.Module):
-        super().__init__()
-        self.module = module
-
-    def forward(self, batch: Batch) -> StepResult:
-        return self.module.step(batch)
 
 
 def fit(
@@ -131,6 +119,7 @@ class _Loop:
         self.module, self.settings, self.compute, self.stage = module, settings, compute, stage
         self.feed = replace(feed, rank=ranks.rank(), ranks=ranks.count()) if ranks.count() > 1 else feed
         self.groups, self.report, self.prepare, self.validate, self.metric, self.sign = groups, report, prepare, validate, metric, sign
+        self.workdir = workdir
         self.writer = Writer(workdir / "checkpoints", settings.checkpoint_seconds)
         self.epochs = epochs_of(settings, len(feed.rows))
         self.total = self.epochs * feed.steps
@@ -139,7 +128,6 @@ class _Loop:
         self.training = False  # whether the module is as `prepare` left it
         self.ahead = False  # whether batches are made on a thread of their own
         self.validate_every = max(1, math.ceil(self.epochs / VALIDATIONS))
-        self.trained = [p for group in groups for p in group["params"]]
         self.state = _State()
         self.best: Weights | None = None
         self.ema: Weights | None = None
@@ -148,22 +136,17 @@ class _Loop:
     def run(self, asked: Interruption) -> Fitted:
         self._check()
         device = self.feed.device
-        self.module.to(device, memory_format=torch.channels_last)
-        self.optimizer = optimizer_of(self.settings, self.groups, device)
+        self.module.to(device)
+        self.updates = Updates(self.module, self.groups, self.settings, device)
         resumed = self._restore()
         if not resumed:
-            self.state.precision = ranks.told(lambda: self._precision().value)
+            self.state.how = ranks.told(self._how)
+        how = How(**self.state.how)
+        self.module.to(memory_format=memory_format(how))
         if self.state.processes[-1:] != [ranks.count()]:
             self.state.processes = [*self.state.processes, ranks.count()]
-        mixed = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[self.state.precision]
-        AcceleratorState._reset_state(True)  # each training has its own precision
-        self.accelerator = Accelerator(mixed_precision=mixed, cpu=device.type == "cpu")
-        step_module, self.optimizer = self.accelerator.prepare(_Step(self.module), self.optimizer)
-        self.coupled = Coupled(step_module)
-        share_statistics(self.module)
-        if resumed:
-            self._restore_scaler()
-        else:
+        self.updates.begin(how)
+        if not resumed:
             self.ema = weights_of(self.module) if self.settings.ema else None
             self.first = copy.deepcopy(self._content())
         with self.writer:
@@ -171,7 +154,7 @@ class _Loop:
         return self._finish()
 
     def _check(self) -> None:
-        least = len(self.feed.rows) // self.feed.steps // self.settings.accumulate
+        least = int(self._rows_at_once)
         if least < ranks.count():
             raise InputError(
                 f"{self.stage} updates its weights from {least} rows at once, which {ranks.count()} processes cannot share. "
@@ -186,8 +169,8 @@ class _Loop:
             began = time.perf_counter()
             for _, batches in read_ahead(self.feed.batches(epoch, start), lambda: self.ahead):
                 waited = time.perf_counter() - began
-                if not self._update(batches):
-                    break  # went back to a checkpoint, whose epoch and step differ
+                if not self._update_in_memory(batches):
+                    break  # went back to a checkpoint, whose epoch and step differ, or makes the same step of smaller batches
                 self.state.waited += waited
                 self.curves.spent(waited, sum(batch.rows for batch in batches))
                 done = self.state.step == self.total
@@ -213,6 +196,33 @@ class _Loop:
                     raise Interrupted(f"{self.stage} was stopped at step {self.state.step} of {self.total}; the same command goes on from there")
                 began = time.perf_counter()
 
+    def _update_in_memory(self, batches: list[Batch]) -> bool:
+        """As `_update`; where memory runs out, false too, and from now on half as many rows are in memory at once."""
+        try:
+            return self._update(batches)
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out(error):
+                raise
+        rows = max(batch.rows for batch in batches)
+        advice = "Raise fit.accumulate or set compute.recompute=true, or take a smaller model or smaller items."
+        if ranks.count() > 1 or rows < 4:  # one rank cannot tell the others, which wait for its gradients
+            raise InputError(f"memory ran out in {self.stage}, with {rows} rows at once in {ranks.count()} processes. {advice}")
+        self.updates.forget()
+        batches.clear()
+        if self.feed.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self._gather(2 * self.feed.accumulate)
+        progress.warn(
+            self.stage, f"memory ran out with {rows} rows at once: each update is now gathered from {self.feed.accumulate} parts, of as many rows in all. "
+            "What compares the rows of a batch with one another, such as simclr, compares fewer."
+        )
+        return False
+
+    def _gather(self, parts: int) -> None:
+        """From now on each update is gathered from so many parts of its batch."""
+        self.state.accumulate = parts
+        self.feed = replace(self.feed, accumulate=parts)
+
     def _update(self, batches: list[Batch]) -> bool:
         """One update of the weights; false when the loss was not finite and the last checkpoint was taken up again."""
         step = self.state.step
@@ -220,31 +230,14 @@ class _Loop:
         seed_generators(seed_of(self.feed.seed, "step", step, *filter(None, [self.feed.rank])), self.feed.device)
         if not self.training or step % self.moment == 0:
             self._prepare(step)
-        factor = self._factor(step)
-        for group, peak in zip(self.optimizer.param_groups, self.groups, strict=True):
-            group["lr"] = peak["lr"] * factor
-        rows = sum(batch.rows for batch in batches)
-        found = {"loss": torch.zeros((), device=self.feed.device)}
-        for batch in batches:
-            with nullcontext() if batch is batches[-1] else self.coupled.alone():
-                result = self.coupled(batch)
-                share = batch.rows / rows * ranks.share_of(batch, result.weight)
-                for name, value in {"loss": result.loss, **result.extras}.items():
-                    value = value.detach().float() * share
-                    found[name] = found[name] + value if name in found else value
-                self._backward(result.loss * (share * ranks.count()))  # of which data parallelism takes the mean over the ranks
-        found = ranks.summed(found)
+        found = self.updates.gradients(batches)
         # Before the update on a CPU. Elsewhere reading the loss would stall the device: there a window's mean is looked
         # at, and only weights that passed are saved.
         if self.feed.device.type == "cpu" and not math.isfinite(float(found["loss"])):
-            self.optimizer.zero_grad(set_to_none=True)
+            self.updates.forget()
             self._go_back(float(found["loss"]))
             return False
-        if self.settings.clip:
-            self.accelerator.unscale_gradients()
-            torch.nn.utils.clip_grad_norm_(self.trained, self.settings.clip)  # accelerate's own looks at each tensor's kind first
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.updates.step(self._factor(step))
         if self.ema is not None:
             average(self.ema, self.module, min(self.settings.ema, (1 + step) / (10 + step)))
         self.curves.add(found)
@@ -254,18 +247,13 @@ class _Loop:
             return False
         return True
 
-    def _backward(self, loss: Tensor) -> None:
-        """As accelerate's own, which looks at each step whether a package is installed: 4 % of a small network's time."""
-        scaler = self.accelerator.scaler
-        (loss if scaler is None else scaler.scale(loss)).backward()
-
     def _prepare(self, step: int) -> None:
         """Training mode, as the method wants it at the last moment before `step`: the same whether or not the run was resumed."""
         self.module.train()
         if self.prepare is not None:
             self.prepare(step // self.moment * self.moment / self.total)
         self.training = True
-        self.coupled.renew()
+        self.updates.renew()
 
     def _factor(self, step: int) -> float:
         """What the peak learning rates are multiplied with at `step`."""
@@ -292,16 +280,14 @@ class _Loop:
                 self.state.stopped = 0 < self.settings.patience <= self.state.since_best and not last
 
     def _content(self) -> dict[str, Any]:
-        scaler = self.accelerator.scaler
         return {
             "state": dict(vars(self.state)),
             "module": self.module.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
             "ema": self.ema,
             "best": self.best,
             "sums": self.curves.sums,
             "counted": self.curves.counted,
-            "scaler": scaler.state_dict() if scaler is not None else None,
+            **self.updates.state(),
         }
 
     def _takes_all_cores(self) -> bool:
@@ -318,16 +304,13 @@ class _Loop:
         if saved is None:
             return False
         self.state = _State(**saved["state"])
+        if self.state.accumulate > self.settings.accumulate:
+            self._gather(self.state.accumulate)
         self.module.load_state_dict(saved["module"])
-        self.optimizer.load_state_dict(saved["optimizer"])
+        self.updates.load(saved)
         self.ema, self.best = saved["ema"], saved["best"]
         self.curves.sums, self.curves.counted = saved["sums"], saved["counted"]
-        self._scaler = saved["scaler"]
         return True
-
-    def _restore_scaler(self) -> None:
-        if self._scaler is not None and self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(self._scaler)
 
     def _go_back(self, loss: float) -> None:
         """Takes up the last checkpoint (or the first weights) at half the learning rate, a bounded number of times."""
@@ -342,14 +325,14 @@ class _Loop:
         self.report({"train/returns": float(self.state.retries)}, step + 1)
         self._save()
 
-    def _precision(self) -> Precision:
-        wanted = self.compute.precision
-        if wanted is not Precision.auto:
-            return wanted
-        if is_deterministic(self.compute, self.feed.device):
-            return Precision.float32  # a timed choice could differ between two equal runs
-        batch = self.feed.batch(self.feed.rows[: self.settings.batch_size], 0, 0)
-        return fastest_precision(copy.deepcopy(self.module), batch)
+    def _how(self) -> dict[str, Any]:
+        batch = self.feed.batch(self.feed.rows[: math.ceil(self._rows_at_once)], 0, 0)
+        exact = is_deterministic(self.compute, self.feed.device)
+        return asdict(how_to_step(self.module, batch, self.compute, exact, self.total, self.workdir.parent / "probes.json"))
+
+    @property
+    def _rows_at_once(self) -> float:
+        return len(self.feed.rows) / self.feed.steps / self.feed.accumulate
 
     def _finish(self) -> Fitted:
         final = self.best if self.best is not None else self.ema
@@ -375,7 +358,8 @@ class _Loop:
             seconds=seconds,
             rows_per_second=rows / seconds,
             data_share=data_share,
-            precision=self.state.precision,
+            how=self.state.how,
+            accumulate=self.feed.accumulate,
             stopped_early=self.state.stopped,
             metrics=self.state.metrics,
             processes=self.state.processes,

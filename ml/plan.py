@@ -21,6 +21,7 @@ from torch import nn
 
 from ml import finetuning, pretraining
 from ml.recipe import Recipe, parse
+from ml.recompute import recompute
 from ml.splitting import Split
 from ml.store import Store
 from ml.training import Training
@@ -44,7 +45,10 @@ class Plan:
 
     def build(self, given: nn.Module, device: torch.device) -> Training:
         """The training of `given`, in place."""
-        return self._kind.build(self, given, device)
+        training = self._kind.build(self, given, device)
+        if self.recipe.compute.recompute and hasattr(training.module.backbone, "layers"):
+            recompute(training.module.backbone)
+        return training
 
     @property
     def _kind(self) -> Any:

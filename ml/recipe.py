@@ -56,6 +56,12 @@ class Precision(enum.StrEnum):
     float16 = "float16"
 
 
+class Compilation(enum.StrEnum):
+    auto = "auto"
+    always = "always"
+    never = "never"
+
+
 class Balance(enum.StrEnum):
     none = "none"
     weights = "weights"
@@ -169,6 +175,8 @@ class Compute(Section):
     threads: int = Field(0, ge=0, le=1024, description="CPU threads for torch in each process; 0 takes all cores.")
     precision: Precision = Field(Precision.auto, description="auto: what a short probe finds fastest; float32 where the run must be deterministic.")
     deterministic: bool | None = Field(None, description="Bit-for-bit repeatable; unset, true on a CPU and false elsewhere.")
+    compile: Compilation = Field(Compilation.auto, description="Compile the steps: always, never, or auto: where a short probe finds that it saves more time than it takes; not where the run must be deterministic.")
+    recompute: bool = Field(False, description="Compute activations anew in the backward pass: a fraction of their memory, for a third more time.")
     engine: EngineName = Field(EngineName.local, description=f"What a training runs in: {', '.join(ENGINES)}. local is this process, torchrun starts `workers` of them.")
     workers: int = Field(1, ge=1, le=1024, description="Processes of this machine that share each batch of a training, on a GPU each where there are any.")
     max_restarts: int = Field(3, ge=0, le=1000, description="How often a training whose processes died or hung is started again from its last checkpoint.")

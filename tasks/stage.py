@@ -147,7 +147,7 @@ def arithmetic(recipe: Recipe) -> dict[str, Any]:
 
 def log_fitted(stage: StageRun, fitted: Fitted, rows: int, metric: str = "") -> None:
     """How a training went, as parameters, final metrics, the `best/*` values to compare runs by, and its curves with that of `metric`."""
-    stage.log_params({"epochs_done": fitted.epochs, "steps": fitted.steps, "rows": rows, "precision_used": fitted.precision})
+    stage.log_params({"epochs_done": fitted.epochs, "steps": fitted.steps, "rows": rows, "accumulate_used": fitted.accumulate} | {f"{name}_used": value for name, value in fitted.how.items()})
     stage.log_metrics(
         {"seconds": fitted.seconds, "rows_per_second": fitted.rows_per_second, "data_share": fitted.data_share}
         | {f"best/{name}": value for name, value in fitted.metrics.items()}

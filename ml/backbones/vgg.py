@@ -46,20 +46,17 @@ class _VGG(nn.Module):
         if side == 0:
             raise InputError(f"images of {spec.shape[1]}x{spec.shape[2]} pixels vanish in VGG's five poolings: set backbone.options.stem=small or use 32 pixels or more")
         self.net = nn.ModuleDict({"features": layers})
+        self._blocks = _blocks(layers)
 
     def encode(self, inputs: Mapping[str, Tensor]) -> Features:
         """Encodes image (B, C, H, W)."""
-        map_BDHW = self.net["features"](inputs["image"])
+        map_BDHW = inputs["image"]
+        for block in self._blocks:
+            map_BDHW = block(map_BDHW)
         return Features(map_BDHW.mean((2, 3)), map_BDHW=map_BDHW)
 
     def layers(self) -> list[nn.Module]:
-        """The blocks between poolings."""
-        blocks: list[nn.ModuleList] = [nn.ModuleList()]
-        for layer in self.net["features"]:
-            if isinstance(layer, nn.Conv2d) and layer.out_channels != _channels(blocks[-1], layer.out_channels):
-                blocks.append(nn.ModuleList())
-            blocks[-1].append(layer)
-        return list(blocks)
+        return list(self._blocks)
 
     def published(self, name: str) -> Mapping[str, Tensor]:
         """The tensors of torchvision's weights called `name`."""
@@ -78,8 +75,16 @@ def _features(model: str) -> nn.Sequential:
     return layers
 
 
-def _channels(block: nn.ModuleList, default: int) -> int:
-    return next((layer.out_channels for layer in block if isinstance(layer, nn.Conv2d)), default)
+def _blocks(layers: nn.Sequential) -> tuple[nn.Sequential, ...]:
+    """The same layers by the width of their maps; a tuple, so that weights keep the names that published ones have."""
+    blocks: list[list[nn.Module]] = [[]]
+    width = layers[0].out_channels
+    for layer in layers:
+        if getattr(layer, "out_channels", width) != width:
+            width = layer.out_channels
+            blocks.append([])
+        blocks[-1].append(layer)
+    return tuple(nn.Sequential(*block) for block in blocks)
 
 
 class VGG11(_VGG):
