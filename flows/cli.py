@@ -25,6 +25,7 @@ Overrides = Annotated[
 class Engine(enum.StrEnum):
     torch = "torch"
     onnx = "onnx"
+    int8 = "int8"
 
 
 @app.command()
@@ -71,7 +72,7 @@ def predict(
     output: Annotated[Path, typer.Option(help="The Parquet file to write.")],
     batch_size: Annotated[int, typer.Option(min=1, max=65536, help="Items scored at once.")] = 256,
     column: Annotated[str, typer.Option(help="Column to score in Parquet, CSV and JSONL; unset, by its name: image or path, text or sentence.")] = "",
-    engine: Annotated[Engine, typer.Option(help="torch, or onnx for versions registered with registration.onnx=true: the same labels, on a CPU faster for small convolutional networks, slower for BERT.")] = Engine.torch,
+    engine: Annotated[Engine, typer.Option(help="torch, or for versions registered with registration.onnx=true onnx: the same labels, on a CPU faster for small convolutional networks; with registration.int8=true int8: weights of 8 bits.")] = Engine.torch,
 ) -> None:
     """Score files with a registered model.
 
@@ -89,7 +90,7 @@ def predict(
         from flows.predict import predict as score
 
         with console.listening():
-            summary = score(model_uri, inputs, str(output), batch_size, column, engine is Engine.onnx)
+            summary = score(model_uri, inputs, str(output), batch_size, column, engine.value)
     console.show_prediction(summary)
 
 

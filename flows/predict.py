@@ -23,19 +23,19 @@ from tasks.tracking.versions import pinned
 
 
 @flow(name="predict", persist_result=False)
-def predict(model_uri: str, inputs: list[str], output: str, batch_size: int = 256, column: str = "", onnx: bool = False) -> dict[str, Any]:
+def predict(model_uri: str, inputs: list[str], output: str, batch_size: int = 256, column: str = "", engine: str = "torch") -> dict[str, Any]:
     """Scores files, folders of pictures, Parquet and CSV files; interrupted, the same call goes on where it was."""
-    return score(model_uri, inputs, output, batch_size, column, onnx)
+    return score(model_uri, inputs, output, batch_size, column, engine)
 
 
 @task(name="score", cache_policy=NO_CACHE, **TASK)
-def score(model_uri: str, inputs: list[str], output: str, batch_size: int, column: str, onnx: bool) -> dict[str, Any]:
+def score(model_uri: str, inputs: list[str], output: str, batch_size: int, column: str, engine: str) -> dict[str, Any]:
     """One task for the whole: its parts are files, and cost no orchestration."""
     prepare()
     collector.resume()
     version = pinned(model_uri)
     folder, device = fetch(version, "artifacts/model"), device_of(Compute())
-    with Graph(folder, torch.get_num_threads()) if onnx else nullcontext() as graph:
+    with nullcontext() if engine == "torch" else Graph(folder, torch.get_num_threads(), engine) as graph:
         predictor = Predictor.load(folder, device, graph)
-        made_by = f"{version} onnx" if onnx else version
+        made_by = version if engine == "torch" else f"{version} {engine}"
         return {"model": version, **scoring.score(predictor, made_by, inputs, Path(output), batch_size, column)}

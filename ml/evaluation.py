@@ -1,7 +1,8 @@
 """What a model is worth on the test rows: metrics with intervals, against its alternatives, by class and by slice.
 
 Shapes in names: N test rows, S numbers of a row that metrics read: its classes' probabilities, or statistics. An *arm* is one way to answer:
-"model", "baseline" (the same network fine-tuned from random weights), "classical" (the simple alternative), "trivial" (what takes no model).
+"model", "baseline" (the same network fine-tuned from random weights), "classical" (the simple alternative), "int8" (the model
+with weights of 8 bits), "trivial" (what takes no model).
 """
 
 from __future__ import annotations
@@ -102,6 +103,11 @@ def words(arm: str, metric: str, difference: Estimate, trivial: str = "") -> str
             1: f"The model beats the simple alternative: {measured}.",
             0: f"The model and the simple alternative cannot be told apart: {measured}. The simple one costs less.",
             -1: f"The simple alternative wins: {measured}. Use it, or give the model more labels or training.",
+        },
+        "int8": {
+            1: f"Weights of 8 bits cost: {measured}, that the model is better with its own.",
+            0: f"Weights of 8 bits cost nothing that this test can show: {measured}, with the model's own.",
+            -1: f"Weights of 8 bits do better: {measured}, with the model's own.",
         },
         "trivial": {
             1: f"The model beats {trivial}: {measured}.",

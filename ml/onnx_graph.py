@@ -24,7 +24,9 @@ from ml.modalities import MODALITIES
 from ml.model import Model, load_model
 from ml.onnx_worker import read, write
 
-FILE = "model.onnx"
+FILE, INT8 = "model.onnx", "model.int8.onnx"
+GRAPHS = {"onnx": FILE, "int8": INT8}
+"""Engines that score with a graph, and the one that each needs beside the model."""
 OPSET = 18
 """The version of ONNX's operators: torch's own, which onnxruntime reads from 1.14 on."""
 LIBRARIES = ("onnx", "onnxruntime", "onnxscript")
@@ -35,11 +37,12 @@ ROWS = 3
 class Graph:
     """The graph beside a model, run by onnxruntime in a process of its own; a context, at whose end the process ends too."""
 
-    def __init__(self, folder: Path, threads: int) -> None:
-        path = Path(folder) / FILE
+    def __init__(self, folder: Path, threads: int, engine: str = "onnx") -> None:
+        path = Path(folder) / GRAPHS[engine]
         check_libraries()
         if not path.is_file():
-            raise InputError("this model has no ONNX graph: run its recipe again with registration.onnx=true, or score with the engine torch")
+            setting = "registration.onnx=true" + (" registration.int8=true" if engine == "int8" else "")
+            raise InputError(f"this model has no {path.name}: run its recipe again with {setting}, or score with the engine torch")
         command = [sys.executable, "-P", str(Path(__file__).with_name("onnx_worker.py")), str(path), str(threads)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self._read()
@@ -81,6 +84,15 @@ def export(folder: Path) -> Path:
     model, info = load_model(folder)
     _export(model, info.spec).save(folder / FILE)
     return folder / FILE
+
+
+def quantise(folder: Path) -> Path:
+    """Writes beside the exported graph the one with 8-bit weights; gives its path."""
+    script = Path(__file__).with_name("onnx_quantise.py")
+    done = subprocess.run([sys.executable, "-P", str(script), str(folder / FILE), str(folder / INT8)], capture_output=True, text=True)
+    if done.returncode:
+        raise InputError(f"the graph cannot be quantised: {done.stderr.strip().rpartition(chr(10))[2][-300:]} Set registration.int8=false")
+    return folder / INT8
 
 
 def check_exports(backbone: Choice, head: Choice, spec: DataSpec) -> None:

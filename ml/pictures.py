@@ -17,7 +17,7 @@ from matplotlib.font_manager import findfont, get_font
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 BLUE, ORANGE, GRAY, RED = "#3b6fb6", "#d9822b", "#8a8f98", "#c0392b"
-ARMS = {"model": ("pretrained", BLUE), "baseline": ("from scratch", ORANGE), "classical": ("simple alternative", "#6a9f58"), "trivial": ("trivial", GRAY)}
+ARMS = {"model": ("pretrained", BLUE), "baseline": ("from scratch", ORANGE), "classical": ("simple alternative", "#6a9f58"), "int8": ("8-bit weights", "#8c6bb1"), "trivial": ("trivial", GRAY)}
 """Label and colour of each arm, wherever it is shown."""
 NUMBERED = 20
 """Confusion matrices of at most so many classes show their counts; larger ones name what is most confused beside them."""

@@ -166,6 +166,13 @@ class Registration(Section):
     model: str = Field("", pattern=r"^[A-Za-z0-9._ -]*$", description="Registered model name; empty takes the recipe's name.")
     gate: Gate = Field(default_factory=Gate, description="What a new version must show.")
     onnx: bool = Field(False, description="Also export the model as model.onnx, for `warmstart predict --engine onnx` and for other programs.")
+    int8: bool = Field(False, description="Beside it also model.int8.onnx, with weights of 8 bits, for `--engine int8`; what that costs stands in the report.")
+
+    @model_validator(mode="after")
+    def _exported(self) -> Registration:
+        if self.int8 and not self.onnx:
+            raise ValueError("int8 is made of the exported graph: set registration.onnx=true too")
+        return self
 
 
 class Compute(Section):

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from matplotlib.figure import Figure
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from ml import pictures
+from ml import onnx_graph, pictures
 from ml.device import device_of
 from ml.evaluation import Evaluation
 from ml.evaluation import evaluate as measure
@@ -27,7 +30,8 @@ from tasks.stage import TASK, Run, dump, sha256
 from tasks.tracking.artifacts import fetch
 from tasks.tracking.stages import StageRun
 
-METHODS = {"model": "metrics", "baseline": "baseline", "classical": "classical"}
+METHODS = {"model": "metrics", "baseline": "baseline", "classical": "classical", "int8": "int8"}
+SCORES = "scores.npy"
 
 
 @task(name="evaluate", cache_policy=NO_CACHE, **TASK)
@@ -42,15 +46,18 @@ def evaluate(
     run: Run,
 ) -> ReportRef:
     """Metrics with intervals, paired differences, pictures and predictions."""
-    options = {"seed": recipe.seed, **dump(recipe.evaluation)}
+    options = {"seed": recipe.seed, **dump(recipe.evaluation)} | ({"int8": onnx_graph.OPSET} if recipe.registration.int8 else {})
     arms = {"model": model, "baseline": baseline, "classical": classical}
     inputs = {"dataset": dataset.digest, "split": splits.digest} | {name: arm.digest for name, arm in arms.items() if arm is not None}
     modules = ["ml.evaluation", "ml.evidence", "ml.metrics", "ml.predictor", "ml.pictures", "tasks.evaluate", recipe.finetuning.head.chosen.__module__]
+    modules += ["ml.onnx_graph", "ml.onnx_quantise"] if recipe.registration.int8 else []
 
     def body(stage: StageRun) -> dict:
         store, rows = Store.open(Path(dataset.path)), read_split(splits)
         stage.log_input(recipe.name, store.digest, "testing", len(rows.test))
-        result, drawn = _measure(store, rows, model, baseline, classical, recipe)
+        result, drawn, scores_NS = _measure(stage, store, rows, model, baseline, classical, recipe)
+        np.save(stage.workdir / SCORES, scores_NS, allow_pickle=False)
+        stage.log_artifact(stage.workdir / SCORES)
         content = result.to_dict() | {"seen_in_pretraining": seen(store, rows, backbone)}
         stage.log_json(content, "evaluation.json")
         result.predictions.to_parquet(stage.workdir / "predictions.parquet", index=False)
@@ -75,12 +82,18 @@ def read_evaluation(report: ReportRef) -> dict[str, Any]:
     return json.loads(fetch(report.stage.run_id, "evaluation.json").read_text(encoding="utf-8"))
 
 
+def read_scores(report: ReportRef) -> np.ndarray:
+    """The model's scores (N, S) on the test rows, as its head's metrics read them."""
+    return np.load(fetch(report.stage.run_id, SCORES), allow_pickle=False)
+
+
 def _measure(
-    store: Store, rows: Split, model: ModelRef, baseline: ModelRef | None, classical: ClassicalRef | None, recipe: Recipe
-) -> tuple[Evaluation, Callable[[dict[str, Any]], dict[str, Figure]]]:
-    """The evaluation, and what draws its details."""
+    stage: StageRun, store: Store, rows: Split, model: ModelRef, baseline: ModelRef | None, classical: ClassicalRef | None, recipe: Recipe
+) -> tuple[Evaluation, Callable[[dict[str, Any]], dict[str, Figure]], np.ndarray]:
+    """The evaluation, what draws its details, and the scores (N, S) of the model."""
     device, truth = device_of(recipe.compute), store.rows(rows.test)
-    predictor = Predictor.load(fetch(model.stage.run_id, "model"), device)
+    folder = fetch(model.stage.run_id, "model")
+    predictor = Predictor.load(folder, device)
     head, outputs_NS = predictor.model.head, predictor.outputs(primary(truth))
     answers = {"model": head.answers(outputs_NS, truth, predictor.temperature)}
     if baseline is not None:
@@ -88,16 +101,20 @@ def _measure(
     if classical is not None:
         told = np.load(fetch(classical.stage.run_id, "answers.npy"), allow_pickle=False)
         answers["classical"] = told if head.labels else head.answers(told, truth, 1.0)
+    if recipe.registration.int8:
+        with onnx_graph.Graph(exported(stage, folder, int8=True), torch.get_num_threads(), "int8") as graph:
+            answers["int8"] = replace(predictor, graph=graph).answers(truth)
     answers["trivial"] = head.trivial_answers(store.rows(rows.train), truth)
     before, table, count = head.answers(outputs_NS, truth, 1.0), store.table.iloc[rows.test], recipe.evaluation.mistakes
 
     def details(options: Mapping[str, Any]) -> tuple[Mapping[str, Any], pd.DataFrame]:
         return head.details(table, answers["model"], before, truth, temperature=predictor.temperature, mistakes=count, options=options)
 
+    scores = {arm: head.scores(told, truth) for arm, told in answers.items()}
     measured = measure(
         table,
         truth["label"],
-        {arm: head.scores(told, truth) for arm, told in answers.items()},
+        scores,
         head.metrics,
         head.primary,
         details,
@@ -106,7 +123,18 @@ def _measure(
         confidence=recipe.evaluation.confidence,
         seed=recipe.seed,
     )
-    return measured, head.pictures
+    return measured, head.pictures, scores["model"]
+
+
+def exported(stage: StageRun, folder: Path, int8: bool) -> Path:
+    """A copy of the model's folder with its graph, and by choice the one with 8-bit weights."""
+    copy = stage.workdir / "exported" / folder.name  # the name that it has in a version
+    shutil.rmtree(copy, ignore_errors=True)  # half a one, of a run that was killed
+    shutil.copytree(folder, copy)
+    onnx_graph.export(copy)
+    if int8:
+        onnx_graph.quantise(copy)
+    return copy
 
 
 def _mistakes(content: dict[str, Any], store: Store, rows: Split, recipe: Recipe) -> dict[str, Figure]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import shutil
 import statistics
 import time
 from dataclasses import replace
@@ -26,6 +25,7 @@ from ml.device import device_of
 from ml.predictor import Predictor, frame_of, is_text
 from ml.recipe import Recipe
 from ml.store import Store
+from tasks.evaluate import exported, read_scores
 from tasks.references import BackboneRef, DatasetRef, ModelRef, RegisteredModel, ReportRef, SplitsRef
 from tasks.split import read_split
 from tasks.stage import TASK, Run, dump
@@ -52,14 +52,15 @@ def register(
 ) -> RegisteredModel:
     """Registers the version; the alias `champion` moves to it where the gate passes, `challenger` names it otherwise."""
     name = recipe.registration.model or recipe.name
-    options = {"model": name, "seed": recipe.seed, "gate": dump(recipe.registration.gate)} | ({"onnx": onnx_graph.OPSET} if recipe.registration.onnx else {})
+    options = {"model": name, "seed": recipe.seed, "gate": dump(recipe.registration.gate)} | _graphs(recipe)
     inputs = {"model": model.digest, "evaluation": evaluation.digest, "backbone": backbone.digest}
 
     def body(stage: StageRun) -> dict:
         folder = fetch(model.stage.run_id, "model")
         if recipe.registration.onnx:
-            folder = _exported(stage, folder, Store.open(Path(dataset.path)).rows(read_split(splits).test[:COMPARED]))
-        judged = _judge(stage, name, folder, dataset, splits, recipe)
+            rows = Store.open(Path(dataset.path)).rows(read_split(splits).test[:COMPARED])
+            folder = _exported(stage, folder, rows, recipe.registration.int8)
+        judged = _judge(stage, name, folder, dataset, splits, evaluation, recipe)
         raw = _raw(recipe, Store.open(Path(dataset.path)), read_split(splits).test[:GOLDEN])
         frame = frame_of(raw, recipe.data.modality.chosen)
         expected = Predictor.load(folder).predict(raw)
@@ -74,7 +75,7 @@ def register(
             example=frame[:2],
             pip_requirements=[f"{package}=={installed(package)}" for package in _requirements(recipe)],
             tags={"warmstart.dataset": dataset.digest, "warmstart.evaluation": evaluation.stage.run_id, "warmstart.passed": str(judged["passed"]).lower()}
-            | ({"warmstart.onnx": f"opset {onnx_graph.OPSET}"} if recipe.registration.onnx else {}),
+            | {f"warmstart.{name}": f"opset {opset}" for name, opset in _graphs(recipe).items()},
             check=lambda uri: _check_parity(uri, frame, expected),
         )
         if backbone.seen:
@@ -91,23 +92,26 @@ def register(
             return f"version {output['version']} of {name} is no longer registered"
         return None
 
-    modules = ["ml.gate", "ml.onnx_graph", "ml.predictor", "tasks.register", "tasks.pyfunc_model", recipe.finetuning.head.chosen.__module__]
+    modules = ["ml.gate", "ml.onnx_graph", "ml.onnx_quantise", "ml.predictor", "tasks.register", "tasks.pyfunc_model", recipe.finetuning.head.chosen.__module__]
     summary, output = run.stage("register", body, options=options, inputs=inputs, modules=modules, verify=verify)
     aliases = registry.version(name, output["version"]).aliases
     return RegisteredModel(summary, name, str(output["version"]), output["uri"], tuple(aliases), output["passed"], tuple(output["reasons"]))
 
 
+def _graphs(recipe: Recipe) -> dict[str, int]:
+    """The graphs beside the model, each with the version of its operators."""
+    return {name: onnx_graph.OPSET for name in onnx_graph.GRAPHS if getattr(recipe.registration, name)}
+
+
 def _key(digest: str, recipe: Recipe) -> str:
-    """Of the version: the model's, or where a graph stands beside it one of both."""
-    return hashlib.sha256(f"{digest} onnx {onnx_graph.OPSET}".encode()).hexdigest() if recipe.registration.onnx else digest
+    """Of the version: the model's, or where graphs stand beside it one of all."""
+    graphs = " ".join(f"{name} {opset}" for name, opset in _graphs(recipe).items())
+    return hashlib.sha256(f"{digest} {graphs}".encode()).hexdigest() if graphs else digest
 
 
-def _exported(stage: StageRun, folder: Path, rows: dict[str, Any]) -> Path:
+def _exported(stage: StageRun, folder: Path, rows: dict[str, Any], int8: bool) -> Path:
     """A copy of the model's folder with its graph, which says of the rows what torch says."""
-    copy = stage.workdir / "exported" / folder.name  # the name that it has in the version
-    shutil.rmtree(copy, ignore_errors=True)  # half a one, of a run that was killed
-    shutil.copytree(folder, copy)
-    onnx_graph.export(copy)
+    copy = exported(stage, folder, int8)
     predictor = Predictor.load(copy)
     with onnx_graph.Graph(copy, torch.get_num_threads()) as graph:
         told, found = (predictor.model.head.frame(one.answers(rows)) for one in (predictor, replace(predictor, graph=graph)))
@@ -118,7 +122,7 @@ def _exported(stage: StageRun, folder: Path, rows: dict[str, Any]) -> Path:
     return copy
 
 
-def _judge(stage: StageRun, name: str, folder: Path, dataset: DatasetRef, splits: SplitsRef, recipe: Recipe) -> dict:
+def _judge(stage: StageRun, name: str, folder: Path, dataset: DatasetRef, splits: SplitsRef, evaluation: ReportRef, recipe: Recipe) -> dict:
     """The verdict, with the version of the champion that it was made against; made once, also where this stage is resumed."""
     kept = stage.workdir / "judged.json"
     if not kept.exists():
@@ -130,7 +134,7 @@ def _judge(stage: StageRun, name: str, folder: Path, dataset: DatasetRef, splits
         head, truth = challenger.model.head, store.rows(rows.test)
         verdict = gate.verdict(
             truth["label"],
-            gate.Candidate(head.scores(challenger.answers(truth), truth), seconds[0]),
+            gate.Candidate(read_scores(evaluation), seconds[0]),
             gate.Candidate(head.scores(_answers(champion, challenger, name, store, rows.test, recipe), truth), seconds[1]) if champion else None,
             head.scores(head.trivial_answers(store.rows(rows.train), truth), truth),
             recipe.registration.gate,

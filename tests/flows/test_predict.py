@@ -77,12 +77,16 @@ def test_texts_score_as_the_training_code_does(finished_text, warmstart, tmp_pat
 def test_an_exported_graph_scores_as_torch_does(finished, warmstart, tiny, inputs, tmp_path):
     pytest.importorskip("onnxruntime", reason="needs the extra onnx")
     arguments = ["--engine", "onnx", "--output", tmp_path / "onnx.parquet"]
-    warmstart(finished.folder, "predict", "models:/tiny/1", inputs[0] / "folder", *arguments).refused(["no ONNX graph", "registration.onnx=true"])
+    warmstart(finished.folder, "predict", "models:/tiny/1", inputs[0] / "folder", *arguments).refused(["no model.onnx", "registration.onnx=true"])
     # Under another name: other tests look at the champion of `tiny`.
-    done = warmstart(finished.folder, "run", tiny, "registration.onnx=true", "registration.model=graphs", "--json")
+    graphs = ["registration.onnx=true", "registration.int8=true"]
+    done = warmstart(finished.folder, "run", tiny, *graphs, "registration.model=graphs", "--json")
     assert done.result["model"]["version"] == "1"
-    given = ["predict", "models:/graphs/1", inputs[0] / "folder"]
-    for rest in (arguments, ["--output", tmp_path / "torch.parquet"]):
-        done = warmstart(finished.folder, *given, *rest)
+    assert any("Weights of 8 bits" in words for words in done.result["conclusions"])
+    frames = {}
+    for engine in ("torch", "onnx", "int8"):
+        done = warmstart(finished.folder, "predict", "models:/graphs/1", inputs[0] / "folder", "--engine", engine, "--output", tmp_path / f"{engine}.parquet")
         assert done.code == 0, done.err
-    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "onnx.parquet"), pd.read_parquet(tmp_path / "torch.parquet"), check_exact=False, atol=1e-5)
+        frames[engine] = pd.read_parquet(tmp_path / f"{engine}.parquet")
+    pd.testing.assert_frame_equal(frames["onnx"], frames["torch"], check_exact=False, atol=1e-5)
+    pd.testing.assert_frame_equal(frames["int8"].drop(columns="label"), frames["torch"].drop(columns="label"), check_exact=False, atol=0.1)

@@ -13,7 +13,7 @@ from ml.contracts import Features, InputError
 from ml.heads import HEADS
 from ml.modalities import MODALITIES
 from ml.model import Model, save_model
-from ml.onnx_graph import FILE, Graph, check_exports, export
+from ml.onnx_graph import FILE, Graph, check_exports, export, quantise
 from ml.predictor import Predictor
 from ml.ragged import Ragged
 from tasks.register import ParityError, _exported
@@ -68,6 +68,21 @@ def test_the_graph_agrees_with_torch(exported, batch_size):
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+def test_weights_of_8_bits_are_smaller_and_say_nearly_the_same(exported):
+    small = quantise(exported.folder)
+    assert small.stat().st_size < (exported.folder / FILE).stat().st_size
+    with Graph(exported.folder, 1, "int8") as graph:
+        found = Predictor.load(exported.folder, graph=graph).answers(exported.rows)
+    expected = Predictor.load(exported.folder).answers(exported.rows)
+    assert 0 < np.abs(found - expected).max() < 0.1
+
+
+def test_a_graph_that_cannot_be_quantised(tmp_path):
+    (tmp_path / FILE).write_bytes(b"no graph")
+    with pytest.raises(InputError, match=r"cannot be quantised: .*Error.*registration\.int8=false"):
+        quantise(tmp_path)
+
+
 def test_a_graph_of_another_model_is_not_registered(exported, tmp_path, monkeypatch):
     stage = SimpleNamespace(workdir=tmp_path / "work", log_metrics=lambda metrics: None)
     model = Predictor.load(exported.folder).model
@@ -75,8 +90,8 @@ def test_a_graph_of_another_model_is_not_registered(exported, tmp_path, monkeypa
     save_model(model, tmp_path / "other", *exported.chosen, exported.spec)
     monkeypatch.setattr("ml.onnx_graph.export", lambda folder: shutil.copy(exported.folder / FILE, folder / FILE))
     with pytest.raises(ParityError, match="20 test rows"):
-        _exported(stage, tmp_path / "other", exported.rows)
-    assert (_exported(stage, exported.folder, exported.rows) / FILE).is_file()
+        _exported(stage, tmp_path / "other", exported.rows, int8=False)
+    assert (_exported(stage, exported.folder, exported.rows, int8=False) / FILE).is_file()
 
 
 def test_what_cannot_be_exported_is_refused():
@@ -94,6 +109,8 @@ def test_what_cannot_be_exported_is_refused():
 def test_graphs_that_are_not_there_or_damaged(tmp_path):
     with pytest.raises(InputError, match=r"registration\.onnx=true"):
         Graph(tmp_path, 1)
+    with pytest.raises(InputError, match=r"registration\.int8=true"):
+        Graph(tmp_path, 1, "int8")
     (tmp_path / FILE).write_bytes(b"no graph")
     with pytest.raises(RuntimeError, match="ended with 1"):
         Graph(tmp_path, 1)

@@ -59,6 +59,7 @@ def test_a_recipe_survives_a_round_trip():
         ({"pretraining": {"fit": {"epochs": 0}}}, ["pretraining.fit.epochs", "0"]),
         ({"compute": {"workers": 2}}, ["'local'", "workers=2", "torchrun"]),
         ({"compute": {"engine": "horovod"}}, ["compute.engine", "torchrun", "'horovod'"]),
+        ({"registration": {"int8": True}}, ["registration", "int8", "registration.onnx=true"]),
         ({"name": "a/b"}, ["name"]),
         (
             {"data": {"source": "text-table", "modality": "text"}, "backbone": "gpt", "pretraining": {"enabled": False}, "finetuning": {"head": "language-model"}, "registration": {"onnx": True}},
