@@ -79,8 +79,9 @@ def peak(folder: Path, threads: int) -> float:
     return most / 1e6
 
 
-def held(process: int) -> int:
-    """Bytes of a process and all below it that no file backs."""
+def held(process: int | None) -> int:
+    """Bytes of a process (None: this one) and all below it that no file backs."""
+    process = process or os.getpid()
     try:
         lines = Path(f"/proc/{process}/status").read_text().splitlines()
         children = Path(f"/proc/{process}/task/{process}/children").read_text().split()

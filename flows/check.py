@@ -6,19 +6,21 @@ import copy
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from ml.cost import kept, training_bytes
 from ml.device import device_of
 from ml.feed import Blocks, Feed, rows_of, stream
 from ml.model import Model
 from ml.preprocess import preprocess, summary
 from ml.pretraining import SEEN
 from ml.recipe import Finetuning, Pretraining, Recipe, augmentation
+from ml.recompute import recompute
 from ml.schedule import epochs_of
 from ml.splitting import split
 from ml.store import Store
@@ -98,50 +100,51 @@ def _expected(recipe: Recipe, store: Store, train: np.ndarray, rows: dict[str, i
     device = device_of(recipe.compute)
     torch.manual_seed(0)
     backbone = recipe.backbone.make(store.spec)
-    seconds = 0.0
+    seconds, memory = 0.0, 0
     if recipe.pretraining.enabled:
         objective = recipe.pretraining.objective.make(copy.deepcopy(backbone), store.spec)
         trained, seen = store, rows_of(store, *SEEN)
         if objective.packed:
             trained, seen, _ = stream(store, seen, recipe.seed)
-        seconds = _seconds(objective, recipe, recipe.pretraining, trained, seen, device, objective.views)
+        seconds, memory = _cost(objective, recipe, recipe.pretraining, trained, seen, device, recipe.pretraining.probe, objective.views)
     model = Model.build(recipe.backbone, recipe.finetuning.head, store.spec)
-    once = _seconds(model, recipe, recipe.finetuning, store, train, device)
+    once, more = _cost(model, recipe, recipe.finetuning, store, train, device, True)
     return {
         "pretraining seconds": round(seconds, 1),
         "fine-tuning seconds": round(once * (2 if recipe.finetuning.baseline else 1), 1),
         "store bytes": sum(file["bytes"] for file in store.manifest["files"].values()),
         "parameters": sum(p.numel() for p in model.parameters()),
-        "training bytes": _memory(model, recipe, store),
+        "training bytes": max(memory, more),
     }
 
 
-def _seconds(
+def _cost(
     module: torch.nn.Module,
     recipe: Recipe,
     part: Pretraining | Finetuning,
     store: Store | Blocks,
     rows: np.ndarray,
     device: torch.device,
+    validates: bool,
     views: int = 1,
-) -> float:
+) -> tuple[float, int]:
+    """Seconds and bytes of a training."""
     modality = recipe.data.modality.make()
     augment = augmentation(recipe, part, store.spec)
     feed = Feed(store, modality, rows, min(part.fit.batch_size, len(rows)), recipe.seed, device, augment, views)
     module.to(device, memory_format=torch.channels_last).train()
-    taken = []
+    if recipe.compute.recompute and hasattr(module.backbone, "layers"):
+        recompute(module.backbone)
+    taken, activations = [], 0
     for number in range(STEPS):
         began = time.perf_counter()
-        batch = feed.batch(feed.order(number)[: feed.batch_size], number, 0)
-        module.step(batch).loss.backward()
+        batch = feed.batch(feed.order(number)[: -(-feed.batch_size // part.fit.accumulate)], number, 0)
+        with kept() if number == 0 else nullcontext() as counted:
+            loss = module.step(batch).loss
+            activations = counted() if counted else activations
+        loss.backward()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         taken.append(time.perf_counter() - began)
-    return float(np.median(taken[1:])) * feed.steps * epochs_of(part.fit, len(rows))
-
-
-def _memory(model: torch.nn.Module, recipe: Recipe, store: Store) -> int:
-    """Weights, gradients, two moments and the kept copies, and roughly 40 activations the size of the input a row."""
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    batch = max(recipe.pretraining.fit.batch_size, recipe.finetuning.fit.batch_size)
-    return 6 * weights + batch * int(np.prod(store.spec.shape)) * 4 * 40
+    seconds = float(np.median(taken[1:])) * part.fit.accumulate * feed.steps * epochs_of(part.fit, len(rows))
+    return seconds, training_bytes(module, part.fit, validates, activations)

@@ -326,9 +326,11 @@ class _Loop:
         self._save()
 
     def _how(self) -> dict[str, Any]:
-        batch = self.feed.batch(self.feed.rows[: math.ceil(self._rows_at_once)], 0, 0)
+        def sample() -> Batch:
+            return self.feed.batch(self.feed.rows[: math.ceil(self._rows_at_once)], 0, 0)
+
         exact = is_deterministic(self.compute, self.feed.device)
-        return asdict(how_to_step(self.module, batch, self.compute, exact, self.total, self.workdir.parent / "probes.json"))
+        return asdict(how_to_step(self.module, sample, self.compute, exact, self.total, self.workdir.parent / "probes.json"))
 
     @property
     def _rows_at_once(self) -> float:

@@ -49,12 +49,13 @@ class Step(nn.Module):
         return self.module.step(_contiguous(batch) if self._contiguous else batch)
 
 
-def how_to_step(module: nn.Module, batch: Batch, compute: Compute, deterministic: bool, steps: int, memory: Path) -> How:
-    """What the recipe says, and of what it leaves open the fastest; `steps` are still to be made, `memory` is a JSON file of earlier findings."""
+def how_to_step(module: nn.Module, sample: Callable[[], Batch], compute: Compute, deterministic: bool, steps: int, memory: Path) -> How:
+    """What the recipe says, and of what it leaves open the fastest for a `sample()`; `steps` are to be made, `memory` is a JSON file of earlier findings."""
     precision = compute.precision.value if compute.precision is not Precision.auto else Precision.float32.value
     how = How(precision, True, compute.compile is Compilation.always)
     if deterministic:
         return how
+    batch = sample()
     key = _key(module, batch, compute)
     known = _remembered(memory)
     if key not in known:

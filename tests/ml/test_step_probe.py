@@ -32,8 +32,8 @@ def batch() -> Batch:
 
 
 def test_a_run_that_must_repeat_is_not_timed(tmp_path):
-    assert how_to_step(Network(), batch(), Compute(), True, 10**9, tmp_path / "probes.json") == How("float32", True, False)
-    assert how_to_step(Network(), batch(), Compute(precision="bfloat16", compile="always"), True, 1, tmp_path / "probes.json") == How("bfloat16", True, True)
+    assert how_to_step(Network(), batch, Compute(), True, 10**9, tmp_path / "probes.json") == How("float32", True, False)
+    assert how_to_step(Network(), batch, Compute(precision="bfloat16", compile="always"), True, 1, tmp_path / "probes.json") == How("bfloat16", True, True)
     assert not list(tmp_path.iterdir())
 
 
@@ -42,19 +42,19 @@ def test_the_faster_layout_is_found_once(tmp_path, monkeypatch):
     given = [Compute(precision="float32", compile="never"), False, 100, memory]
     network = Network(slow=True)
     first = {name: value.clone() for name, value in network.state_dict().items()}
-    assert how_to_step(network, batch(), *given) == How("float32", False, False)
+    assert how_to_step(network, batch, *given) == How("float32", False, False)
     assert all(torch.equal(network.state_dict()[name], value) for name, value in first.items())
     monkeypatch.setattr(step_probe, "_timed", None)
-    assert how_to_step(Network(slow=True), batch(), *given) == How("float32", False, False)
+    assert how_to_step(Network(slow=True), batch, *given) == How("float32", False, False)
     with pytest.raises(TypeError):  # what the recipe leaves open differs
-        how_to_step(network, batch(), Compute(), *given[1:])
+        how_to_step(network, batch, Compute(), *given[1:])
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"a": 1}', '{"a": {"precision": "float32"}}'])
 def test_a_damaged_memory_is_forgotten(tmp_path, content):
     memory = tmp_path / "probes.json"
     memory.write_text(content)
-    how = how_to_step(Network(), batch(), Compute(), False, 100, memory)
+    how = how_to_step(Network(), batch, Compute(), False, 100, memory)
     assert how.precision in ("float32", "bfloat16") and not how.compiled
     assert list(json.loads(memory.read_text()).values()) == [vars(how)]
 
@@ -69,7 +69,7 @@ def test_compilation_has_to_pay(tmp_path, monkeypatch, faster, steps, compiled):
         return {how: faster if how.compiled else 1.0 for how in candidates}
 
     monkeypatch.setattr(step_probe, "_timed", timed)
-    found = how_to_step(Network(), batch(), Compute(precision="float32"), False, steps, tmp_path / "probes.json")
+    found = how_to_step(Network(), batch, Compute(precision="float32"), False, steps, tmp_path / "probes.json")
     assert found.compiled == compiled and any(how.compiled for how in tried) == (steps > 600)
 
 
