@@ -13,7 +13,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Interruption:
-    """`requested` turns true at the first SIGINT or SIGTERM; a second one interrupts at once."""
+    """`requested` turns true at the first SIGINT or SIGTERM, or by `ask`; a second signal interrupts at once."""
 
     requested = False
 
@@ -23,16 +23,27 @@ class Interruption:
         self.requested = True
 
 
+_current: Interruption | None = None
+
+
+def ask() -> bool:
+    """Asks the loop of this process to stop, from whatever thread; false while none is in an `interruption` block."""
+    if _current is not None:
+        _current.requested = True
+    return _current is not None
+
+
 @contextmanager
 def interruption() -> Iterator[Interruption]:
     """Takes the two signals over while the block runs, in the main thread (elsewhere Python allows no handlers)."""
-    asked = Interruption()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-    before = {number: signal.signal(number, asked._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    global _current
+    asked, outer = Interruption(), _current
+    main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, asked._handle) for number in (signal.SIGINT, signal.SIGTERM)} if main else {}
+    _current = asked
     try:
         yield asked
     finally:
+        _current = outer
         for number, handler in before.items():
             signal.signal(number, handler)

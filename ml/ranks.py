@@ -26,12 +26,21 @@ _patient: dist.ProcessGroup | None = None
 
 def begin(device: torch.device, silence: float) -> None:
     """Joins the process group that the environment describes; a rank that is silent for `silence` seconds ends a step's exchange with an error."""
-    global _patient
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     store, rank, count = next(dist.rendezvous("env://", timeout=timedelta(seconds=silence)))
     # The launcher's store outlives a restart: it holds addresses of ranks that are gone.
     attempt = dist.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-    dist.init_process_group(backend, store=attempt, rank=rank, world_size=count, timeout=timedelta(seconds=silence))
+    dist.init_process_group(backend_of(device), store=attempt, rank=rank, world_size=count, timeout=timedelta(seconds=silence))
+    adopt()
+
+
+def backend_of(device: torch.device) -> str:
+    """What exchanges tensors: those of a GPU directly, and flags and plain data, which lie on the CPU, in any case."""
+    return "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+
+
+def adopt() -> None:
+    """Takes part in a process group, of such a backend, that was joined already."""
+    global _patient
     _patient = dist.new_group(backend="gloo", timeout=timedelta(days=1))
 
 

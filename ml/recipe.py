@@ -184,8 +184,9 @@ class Compute(Section):
     deterministic: bool | None = Field(None, description="Bit-for-bit repeatable; unset, true on a CPU and false elsewhere.")
     compile: Compilation = Field(Compilation.auto, description="Compile the steps: always, never, or auto: where a short probe finds that it saves more time than it takes; not where the run must be deterministic.")
     recompute: bool = Field(False, description="Compute activations anew in the backward pass: a fraction of their memory, for a third more time.")
-    engine: EngineName = Field(EngineName.local, description=f"What a training runs in: {', '.join(ENGINES)}. local is this process, torchrun starts `workers` of them.")
-    workers: int = Field(1, ge=1, le=1024, description="Processes of this machine that share each batch of a training, on a GPU each where there are any.")
+    engine: EngineName = Field(EngineName.local, description=f"What a training runs in: {', '.join(ENGINES)}. local is this process, torchrun starts `workers` of them, ray has a Ray cluster do so.")
+    workers: int = Field(1, ge=1, le=1024, description="Processes that share each batch of a training, on a GPU each where there are any: of this machine, or of the Ray cluster at `address`.")
+    address: str = Field("", description="Ray cluster of the engine ray: ray://HOST:PORT, or HOST:PORT or auto on one of its machines; empty starts one on this machine alone.")
     max_restarts: int = Field(3, ge=0, le=1000, description="How often a training whose processes died or hung is started again from its last checkpoint.")
     timeout: float = Field(600.0, gt=0, description="Seconds after which a process that is silent within a step counts as hung.")
 

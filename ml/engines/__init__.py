@@ -31,6 +31,7 @@ class Engine:
 ENGINES: dict[str, Engine] = {
     "local": Engine("ml.engines.local", several=False),
     "torchrun": Engine("ml.engines.torchrun", several=True),
+    "ray": Engine("ml.engines.ray_train", several=True),
 }
 
 
