@@ -53,15 +53,17 @@ def check_device(compute: Compute) -> None:
         raise InputError(f"compute.engine={compute.engine.value} computes on cpu or cuda, one device a process; found compute.device={compute.device}")
 
 
-def launch(plan: Plan, given: nn.Module, workdir: Path, report: Report, command: Callable[[Path], Sequence[str]]) -> tuple[Training, Fitted]:
-    """Trains `given` by the launcher that `command(folder)` starts. See ml.engines."""
+def launch(
+    plan: Plan, given: nn.Module, workdir: Path, report: Report, command: Callable[[Path], Sequence[str]], variables: Mapping[str, str]
+) -> tuple[Training, Fitted]:
+    """Trains `given` by the launcher that `command(folder)` starts, with these variables among those of its environment. See ml.engines."""
     compute, folder = plan.recipe.compute, (workdir / "ranks").resolve()
     device = device_of(compute)
     _write(plan, given, folder, report)
     training = plan.build(given, device)
     save_weights(training.module, folder / "module.safetensors")
     reports = _Reports(folder / "reports.jsonl", report, plan.stage)
-    with _launched(command(folder), folder / "logs" / "launcher.log") as launcher, interruption() as asked:
+    with _launched(command(folder), _environment() | variables, folder / "logs" / "launcher.log") as launcher, interruption() as asked:
         while launcher.poll() is None and "error" not in _told(folder):  # for which the others wait in vain, and which no restart helps
             reports.pass_on()
             if asked.requested:
@@ -85,10 +87,10 @@ def _write(plan: Plan, given: nn.Module, folder: Path, report: Report) -> None:
 
 
 @contextmanager
-def _launched(command: Sequence[str], path: Path) -> Iterator[subprocess.Popen]:
+def _launched(command: Sequence[str], environment: Mapping[str, str], path: Path) -> Iterator[subprocess.Popen]:
     """The launcher, while the block runs; after it, no process is left."""
     with path.open("w") as log:
-        launcher = subprocess.Popen(command, bufsize=0, stdin=subprocess.PIPE, stdout=log, stderr=log, env=_environment(), start_new_session=True)
+        launcher = subprocess.Popen(command, bufsize=0, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment, start_new_session=True)
         try:
             yield launcher
         finally:
@@ -103,7 +105,7 @@ def _environment() -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     # The working folder may hold a module named like one of ours.
-    ours = {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(GRACE)}
+    ours = {"PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
     # Processes that spin take each other's cores: see docs/decisions/0013.
     return kept | {"OMP_WAIT_POLICY": "PASSIVE"} | ours
 

@@ -22,15 +22,13 @@ from ml import ranks
 from ml.checkpoint import write_atomically
 from ml.contracts import InputError
 from ml.device import device_of
-from ml.launch import GRACE, LOOK, ROOT
+from ml.launch import LOOK, ROOT
 from ml.launched import work
 from ml.plan import Plan
 from ml.recipe import Compute
 
 OBJECTS = 100 * 2**20
 """Bytes of Ray's object store on a cluster of our own: tensors and data do not go through it."""
-START = 300
-"""Seconds that Ray may take to start the processes: each imports torch, which a busy machine does slowly."""
 
 
 def main(folder: Path) -> None:
@@ -49,26 +47,15 @@ def main(folder: Path) -> None:
 @contextmanager
 def _connected(compute: Compute) -> Iterator[None]:
     """The cluster, while the block runs; after it nothing of ours is left there, and one that was started here is gone."""
-    settings = {
-        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": START,
-        "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": compute.timeout,
-        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": LOOK,
-        "RAY_TRAIN_METRICS_ENABLED": 0,
-        "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": GRACE,
-        "RAY_CHDIR_TO_TRIAL_DIR": 0,
-        "RAY_USAGE_STATS_ENABLED": 0,
-        "RAY_memory_monitor_refresh_ms": 0,  # or it kills processes where others fill the memory
-    }
-    os.environ.update({name: str(value) for name, value in settings.items()})
+    quiet = {"logging_level": "error", "logging_config": ray.LoggingConfig(log_level="ERROR")}
     with TemporaryDirectory(prefix="ray-") as home:  # not beside the checkpoints: a socket's path must be short
         if compute.address:
             try:
-                ray.init(compute.address, runtime_env={"py_modules": [str(ROOT / "ml")]}, logging_level="error")
+                ray.init(compute.address, runtime_env={"py_modules": [str(ROOT / "ml")]}, **quiet)
             except (ConnectionError, RuntimeError, ValueError) as error:
                 raise InputError(f"cannot train on the Ray cluster at compute.address={compute.address}: {' '.join(str(error).split())[:300]}") from None
         else:
-            own = {"num_cpus": compute.workers, "object_store_memory": OBJECTS, "_temp_dir": home, "_node_ip_address": "127.0.0.1"}
-            ray.init("local", include_dashboard=False, logging_level="error", **own)
+            ray.init("local", num_cpus=compute.workers, object_store_memory=OBJECTS, _temp_dir=home, include_dashboard=False, **quiet)
         try:
             yield
         finally:
@@ -86,6 +73,7 @@ def _train(folder: Path, compute: Compute) -> None:
                 name="train",
                 storage_path=str(folder / "ray"),
                 failure_config=ray.train.FailureConfig(max_failures=compute.max_restarts, controller_failure_limit=compute.max_restarts),
+                logging_config=ray.train.LoggingConfig(log_level="ERROR"),
             ),
         )
         blind = trainer.fit().return_value

@@ -14,7 +14,7 @@ from torch import nn
 from ml.contracts import InputError, Report
 from ml.device import device_of
 from ml.fit import Fitted
-from ml.launch import LOOK, check_device, launch
+from ml.launch import GRACE, LOOK, check_device, launch
 from ml.plan import Plan
 from ml.recipe import Compute
 from ml.training import Training
@@ -26,7 +26,7 @@ def train(plan: Plan, given: nn.Module, workdir: Path, report: Report) -> tuple[
     check_device(compute)
     if device_of(compute).type == "cuda" and compute.workers > torch.cuda.device_count():
         raise InputError(f"compute.workers is {compute.workers}, but there are {torch.cuda.device_count()} CUDA devices: a process needs one of its own")
-    return launch(plan, given, workdir, report, lambda folder: _command(folder, compute))
+    return launch(plan, given, workdir, report, lambda folder: _command(folder, compute), {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(GRACE)})
 
 
 def _command(folder: Path, compute: Compute) -> list[str]:
