@@ -195,6 +195,9 @@ class Compute(Section):
         if self.workers > 1 and not ENGINES[self.engine.value].several:
             several = [name for name, one in ENGINES.items() if one.several]
             raise ValueError(f"engine {self.engine.value!r} trains in one process, found workers={self.workers}. Engines for more: {', '.join(several)}.")
+        if self.address and not ENGINES[self.engine.value].remote:
+            remote = [name for name, one in ENGINES.items() if one.remote]
+            raise ValueError(f"engine {self.engine.value!r} trains on this machine, found address={self.address}. Engines for a cluster: {', '.join(remote)}.")
         return self
 
 

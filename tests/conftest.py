@@ -15,6 +15,7 @@ import sys
 import uuid
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # the processes import flow_proc
 import flow_processes
 
 from flows.session import QUIET
+from ml.engines import ENGINES
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
@@ -193,6 +195,19 @@ def eight(tmp_path):
         return [Done(process.returncode, *said) for process, said in zip(processes, ended, strict=True)]
 
     return run
+
+
+SEVERAL = [
+    pytest.param(name, marks=pytest.mark.skipif(bool(engine.needs) and find_spec(engine.needs) is None, reason=f"needs {engine.needs}"))
+    for name, engine in ENGINES.items()
+    if engine.several
+]
+
+
+@pytest.fixture(scope="module", params=SEVERAL)
+def engine(request) -> str:
+    """Each engine that trains in several processes."""
+    return request.param
 
 
 def draw(folder: Path, classes: int = 3, each: int = 40, side: int = 16, seed: int = 0) -> Path:

@@ -7,9 +7,12 @@ when a training begins: recipes are looked at without it, and a stage's key does
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from ml.contracts import InputError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,20 +25,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Engine:
-    """Where an engine is, and whether it can train in `several` processes."""
+    """Where an engine is; whether it trains in `several` processes, and in a `remote` cluster; the package that it `needs`, which is the extra's name too."""
 
     module: str
-    several: bool
+    several: bool = False
+    remote: bool = False
+    needs: str = ""
 
 
 ENGINES: dict[str, Engine] = {
-    "local": Engine("ml.engines.local", several=False),
+    "local": Engine("ml.engines.local"),
     "torchrun": Engine("ml.engines.torchrun", several=True),
-    "ray": Engine("ml.engines.ray_train", several=True),
+    "ray": Engine("ml.engines.ray_train", several=True, remote=True, needs="ray"),
 }
 
 
 def train(plan: Plan, given: nn.Module, workdir: Path, report: Report) -> tuple[Training, Fitted]:
     """Trains `given` as planned, by the engine of the plan's recipe; goes on from the newest checkpoint in `workdir`, whatever engine made it."""
-    engine = importlib.import_module(ENGINES[plan.recipe.compute.engine.value].module)
-    return engine.train(plan, given, workdir, report)
+    name = plan.recipe.compute.engine.value
+    engine = ENGINES[name]
+    if engine.needs and importlib.util.find_spec(engine.needs) is None:
+        raise InputError(f"compute.engine={name} needs {engine.needs}: install the extra with `pip install 'warmstart[{engine.needs}]'`, or take another engine")
+    return importlib.import_module(engine.module).train(plan, given, workdir, report)

@@ -5,13 +5,13 @@ The driver, ml/engines/ray_driver.py, is a process of its own: Ray takes over si
 
 from __future__ import annotations
 
-import importlib.util
+import secrets
 import sys
 from pathlib import Path
 
 from torch import nn
 
-from ml.contracts import InputError, Report
+from ml.contracts import Report
 from ml.fit import Fitted
 from ml.launch import GRACE, LOOK, check_device, launch
 from ml.plan import Plan
@@ -30,8 +30,6 @@ ALONE = {
 
 def train(plan: Plan, given: nn.Module, workdir: Path, report: Report) -> tuple[Training, Fitted]:
     """See ml.engines."""
-    if importlib.util.find_spec("ray") is None:
-        raise InputError("compute.engine=ray needs the package ray: install the extra with `pip install 'warmstart[ray]'`, or take another engine")
     check_device(plan.recipe.compute)
     return launch(plan, given, workdir, report, _command, _variables(plan.recipe.compute))
 
@@ -47,4 +45,5 @@ def _variables(compute: Compute) -> dict[str, str]:
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": LOOK,
         "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": GRACE,
     }
-    return {name: str(value) for name, value in times.items()} | QUIET | ({} if compute.address else ALONE)
+    own = {} if compute.address else ALONE | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    return {name: str(value) for name, value in times.items()} | QUIET | own

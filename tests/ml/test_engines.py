@@ -1,0 +1,81 @@
+"""Every engine with several processes trains what one process trains; what is wrong with a recipe comes out as it does there."""
+
+import secrets
+import subprocess
+import sys
+from tempfile import TemporaryDirectory
+
+import pytest
+import torch
+
+from ml import engines
+from ml.contracts import InputError
+from ml.engines import ENGINES
+from ml.plan import Plan
+from ml.preprocess import preprocess
+from ml.recipe import load
+from ml.splitting import split
+
+SGD = ["finetuning.fit.optimizer=sgd", "finetuning.fit.epochs=2", "finetuning.fit.batch_size=27", "finetuning.fit.learning_rate=0.05"]
+CLUSTER = """
+import ray, sys
+node = ray.init("local", num_cpus=2, object_store_memory=10**8, include_dashboard=False, logging_level="error", _temp_dir=sys.argv[1])
+print(node.address_info["gcs_address"], flush=True)
+sys.stdin.read()
+ray.shutdown()
+"""
+
+
+@pytest.fixture(scope="module")
+def two(engine):
+    """Two processes of an engine: on a running cluster, where it can be given one."""
+    settings = [f"compute.engine={engine}", "compute.workers=2", "compute.timeout=60"]
+    if not ENGINES[engine].remote:
+        yield settings
+        return
+    with TemporaryDirectory(prefix="ray-") as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "token")
+        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        cluster = subprocess.Popen([sys.executable, "-c", CLUSTER, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        try:
+            yield [*settings, f"compute.address={cluster.stdout.readline().strip()}"]
+        finally:
+            cluster.communicate()
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory, tiny):
+    recipe, home = load(tiny, []), tmp_path_factory.mktemp("store")
+    head = recipe.finetuning.head.chosen
+    return preprocess(recipe.data.source.make(), recipe.data.modality.make(), recipe.data, home / "work", home / "stores", head.labels, head.several)
+
+
+@pytest.fixture(scope="module")
+def train(store, tiny):
+    """Trains with changes to the recipe in a folder; gives how it went, the weights, and the curve by step."""
+
+    def run(folder, *changes):
+        recipe = load(tiny, [*SGD, *changes])
+        plan, curve = Plan("finetune", recipe, store, split(store.table, store.spec.classes, recipe.splitting, recipe.seed)), {}
+        torch.manual_seed(0)
+        training, fitted = engines.train(plan, plan.bare(), folder, lambda metrics, step: curve.setdefault(step, {}).update(metrics))
+        return fitted, training.module.state_dict(), {step: metrics["train/loss"] for step, metrics in curve.items() if "train/loss" in metrics}
+
+    return run
+
+
+def test_two_processes_train_what_one_trains(two, train, tmp_path):
+    (tmp_path / "one").mkdir(), (tmp_path / "two").mkdir()
+    fitted, weights, losses = train(tmp_path / "one")
+    fitted_two, weights_two, losses_two = train(tmp_path / "two", *two)
+    assert (fitted.processes, fitted_two.processes) == ([1], [2])
+    assert losses_two == pytest.approx(losses, rel=1e-4) and len(losses) > 4
+    assert fitted_two.metrics == pytest.approx(fitted.metrics, rel=1e-3)
+    for name, value in weights.items():
+        torch.testing.assert_close(weights_two[name], value, rtol=1e-3, atol=1e-4)
+    assert not (tmp_path / "two" / "ranks").exists()
+
+
+def test_what_a_process_finds_wrong_comes_out(two, train, tmp_path):
+    with pytest.raises(InputError, match="which 2 processes cannot share"):
+        train(tmp_path, *two, "finetuning.fit.accumulate=27")
