@@ -24,7 +24,7 @@ def ranks_of(command: int) -> list[psutil.Process]:
     found = []
     for process in psutil.Process(command).children(recursive=True):
         words = process.cmdline() or [""]
-        if words[0].startswith("ray::RayTrainWorker") or words[1:3] == ["-m", "ml.engines.rank"]:
+        if words[0].startswith("ray::RayTrainWorker") or ("ml.engines.rank" in words and "torch.distributed.run" not in words):
             found.append(process)
     return found
 
