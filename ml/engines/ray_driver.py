@@ -66,7 +66,7 @@ def _train(folder: Path, compute: Compute) -> None:
     try:
         device = _device(compute)
         trainer = ray.train.torch.TorchTrainer(
-            partial(_rank, str(folder)),
+            partial(_rank, str(folder), device.type),
             torch_config=ray.train.torch.TorchConfig(backend=ranks.backend_of(device), timeout_s=compute.timeout),
             scaling_config=ray.train.ScalingConfig(num_workers=compute.workers, use_gpu=device.type == "cuda"),
             run_config=ray.train.RunConfig(
@@ -93,7 +93,7 @@ def _device(compute: Compute) -> torch.device:
     return torch.device("cuda" if gpu else "cpu")
 
 
-def _rank(folder: str) -> str | None:
+def _rank(folder: str, kind: str) -> str | None:
     """One of the processes, somewhere in the cluster; gives what is wrong where not all of them can work in `folder`."""
     ranks.adopt()
     blind = ranks.summed({"blind": torch.tensor(float(not (Path(folder) / "job.json").exists()))})["blind"]
@@ -102,13 +102,14 @@ def _rank(folder: str) -> str | None:
             f"{int(blind)} of {ranks.count()} processes do not see {folder}: compute.engine=ray needs a folder that all nodes of the cluster share under "
             "the same path. Set WARMSTART_HOME to one."
         )
-    work(Path(folder), _join)
+    work(Path(folder), partial(_join, kind))
     return None
 
 
-def _join(compute: Compute) -> torch.device:
+def _join(kind: str, compute: Compute) -> torch.device:
+    """What this process computes on; Ray Train has it among the ranks already."""
     device_of(compute)
-    return ray.train.torch.get_device()
+    return ray.train.torch.get_device() if kind == "cuda" else torch.device(kind)
 
 
 def _tell(folder: Path, error: str) -> None:

@@ -58,6 +58,7 @@ def test_a_recipe_survives_a_round_trip():
         ({"finetuning": {"augmentation": {"flop": 1}}}, ["flop", "flip"]),
         ({"pretraining": {"fit": {"epochs": 0}}}, ["pretraining.fit.epochs", "0"]),
         ({"compute": {"workers": 2}}, ["'local'", "workers=2", "torchrun"]),
+        ({"compute": {"address": "auto", "engine": "torchrun"}}, ["'torchrun'", "address=auto", "ray"]),
         ({"compute": {"engine": "horovod"}}, ["compute.engine", "torchrun", "'horovod'"]),
         ({"registration": {"int8": True}}, ["registration", "int8", "registration.onnx=true"]),
         ({"name": "a/b"}, ["name"]),
