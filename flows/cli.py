@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import enum
+import importlib
 import json
 import os
 import sys
@@ -39,6 +40,11 @@ def run(
 
     Preprocess, pretrain, split, fine-tune, evaluate, register.
     """
+    _run("flows.pipeline", "pipeline", "show_result", recipe, overrides, as_json, from_stage)
+
+
+def _run(module: str, flow: str, show: str, recipe: Path, overrides: list[str] | None, as_json: bool, from_stage: str) -> None:
+    """Runs the flow of that name on a recipe, and prints or shows its result."""
     with _standard_output(as_json) as output:
         from flows.session import session
         from ml.recipe_file import read
@@ -55,14 +61,27 @@ def run(
             checked.data.source.make().fingerprint()  # what is wrong with the data's place shows before a server is waited for
             home()
             prefect.wait()
-            from flows.pipeline import pipeline
-
+            run_it = getattr(importlib.import_module(module), flow)
             with console.listening():
-                result = pipeline(checked, from_stage)
+                result = run_it(checked, from_stage)
         if as_json:
             print(json.dumps(result, indent=2, allow_nan=False), file=output)
         else:
-            console.show_result(result)
+            getattr(console, show)(result)
+
+
+@app.command()
+def pretrain(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    from_stage: Annotated[str, typer.Option("--from", metavar="STAGE", help="Do this stage and those after it anew.")] = "",
+) -> None:
+    """Preprocess and pretrain alone.
+
+    The backbone is registered; `run` with the same settings goes on from there.
+    """
+    _run("flows.pretrain", "pretrain", "show_pretraining", recipe, overrides, as_json, from_stage)
 
 
 @app.command()

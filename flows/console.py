@@ -98,6 +98,10 @@ class Console:
         for name, value in rows.items():
             out.print(Text(f"{name:<8} {value}"), soft_wrap=True)
 
+    def show_pretraining(self, result: dict[str, Any]) -> None:
+        """Where the backbone is."""
+        Rich().print(Text(f"backbone {result['backbone']}"), soft_wrap=True)
+
     def show_prediction(self, summary: dict[str, Any]) -> None:
         """How many items were scored, and where the result lies."""
         out = Rich()

@@ -79,7 +79,7 @@ def register(
             check=lambda uri: _check_parity(uri, frame, expected),
         )
         if backbone.seen:
-            registry.register_backbone(f"{name}-backbone", run_id=backbone.stage.run_id, key=backbone.digest)
+            register_backbone(backbone, recipe)
         if judged["passed"]:
             made = registry.promote(name, made.version, judged["champion"], {"run": run.tracked.run_id, "verdict": judged["reasons"]})
         stage.log_metrics({"passed": float(judged["passed"])})
@@ -96,6 +96,12 @@ def register(
     summary, output = run.stage("register", body, options=options, inputs=inputs, modules=modules, verify=verify)
     aliases = registry.version(name, output["version"]).aliases
     return RegisteredModel(summary, name, str(output["version"]), output["uri"], tuple(aliases), output["passed"], tuple(output["reasons"]))
+
+
+def register_backbone(backbone: BackboneRef, recipe: Recipe) -> str:
+    """The URI of the version of NAME-backbone that holds what was pretrained."""
+    name = f"{recipe.registration.model or recipe.name}-backbone"
+    return registry.register_backbone(name, run_id=backbone.stage.run_id, key=backbone.digest).uri
 
 
 def _graphs(recipe: Recipe) -> dict[str, int]:
