@@ -35,7 +35,7 @@ lint: setup  ## Style.
 	$(BIN)/ruff format --check .
 
 lock:  ## Make the locks anew, with hashes and without addresses.
-	uv pip compile pyproject.toml --extra timm --extra datasets --extra onnx --extra ray --group test --universal --python-version 3.11 --generate-hashes --no-emit-index-url --quiet -o requirements.lock
+	uv pip compile pyproject.toml --extra timm --extra datasets --extra onnx --extra ray --extra s3 --group test --universal --python-version 3.11 --generate-hashes --no-emit-index-url --quiet -o requirements.lock
 	echo uv | uv pip compile - --universal --python-version 3.11 --generate-hashes --no-emit-index-url --quiet -o bootstrap.lock
 
 clean:  ## Remove what the set-up made; runs and models stay.

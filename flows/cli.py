@@ -53,13 +53,14 @@ def _run(module: str, flow: str, show: str, recipe: Path, overrides: list[str] |
         with session() as prefect:
             from flows.console import Console
             from ml.recipe import parse
-            from tasks.stage import home, redo_from
+            from tasks.stage import home, redo_from, storage
 
             console = Console()
             checked = parse(content)
             redo_from(from_stage)
             checked.data.source.make().fingerprint()  # what is wrong with the data's place shows before a server is waited for
             home()
+            storage()
             prefect.wait()
             run_it = getattr(importlib.import_module(module), flow)
             with console.listening():

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,6 +22,7 @@ from ml.contracts import InputError
 from ml.crash import crash_point
 
 KEPT = 2
+DAMAGE = (OSError, ValueError, KeyError, TypeError)  # what reading one raises that is not whole
 
 
 def save(folder: Path, step: int, state: dict[str, Any]) -> None:
@@ -59,13 +61,20 @@ def load(folder: Path, device: torch.device | str = "cpu") -> dict[str, Any] | N
         shutil.rmtree(stray, ignore_errors=True)
     for candidate in _all(folder):
         try:
-            manifest = json.loads((candidate / "manifest.json").read_text())
-            if manifest["sha256"]["state.pt"] != _sha256(candidate / "state.pt"):
-                raise ValueError("its contents do not match its manifest")
+            _verify(candidate)
             return torch.load(candidate / "state.pt", map_location=device, weights_only=True)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except DAMAGE as error:
             warnings.warn(f"checkpoint {candidate.name} is damaged ({error}); falling back to the one before", RuntimeWarning, stacklevel=2)
             shutil.rmtree(candidate, ignore_errors=True)
+    return None
+
+
+def newest(folder: Path) -> Path | None:
+    """The folder of the newest checkpoint that verifies, or None."""
+    for candidate in _all(folder):
+        with suppress(*DAMAGE):
+            _verify(candidate)
+            return candidate
     return None
 
 
@@ -111,6 +120,12 @@ class _Summed:
 
 def _all(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*"), reverse=True)
+
+
+def _verify(candidate: Path) -> None:
+    manifest = json.loads((candidate / "manifest.json").read_text())
+    if manifest["sha256"]["state.pt"] != _sha256(candidate / "state.pt"):
+        raise ValueError("its contents do not match its manifest")
 
 
 def _sha256(path: Path) -> str:

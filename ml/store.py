@@ -15,12 +15,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from functools import cached_property
@@ -34,11 +32,11 @@ import pyarrow.parquet as pq
 from ml.contracts import UNLABELLED, DataSpec, InputError
 from ml.crash import crash_point
 from ml.label_sets import shown
+from ml.partial import partial
 from ml.ragged import Ragged
 
 VERSION = 2
 TABLE, QUARANTINE, MANIFEST = "table.parquet", "quarantine.parquet", "manifest.json"
-PARTIAL = ".partial-"
 SETS = "labels"
 """The table's column of class ids, of data whose rows have several; read as one flat array."""
 
@@ -154,7 +152,7 @@ def write_store(
     partial folder, which the next writer removes.
     """
     stores.mkdir(parents=True, exist_ok=True)
-    with _partial(stores) as folder:
+    with partial(stores) as folder:
         arrays = _write_arrays(folder, chunks, len(table))
         table.to_parquet(folder / TABLE, index=False)
         quarantine.to_parquet(folder / QUARANTINE, index=False)
@@ -164,11 +162,11 @@ def write_store(
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
         files = {name: {"sha256": _file_sha256(folder / name), "bytes": (folder / name).stat().st_size} for name in sorted(path.name for path in folder.iterdir())}
         for name in files:
-            _sync(folder / name)
+            sync(folder / name)
         manifest = described | {"arrays": list(arrays), "digest": digest, "files": files}
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True), encoding="utf-8")
-        _sync(folder / MANIFEST)
-        _sync(folder)
+        sync(folder / MANIFEST)
+        sync(folder)
         crash_point("preprocess.rename")
         return _publish(folder, stores / digest)
 
@@ -186,32 +184,11 @@ def disk_errors(folder: Path, needed: int) -> Iterator[None]:
         raise
 
 
-@contextlib.contextmanager
-def _partial(stores: Path) -> Iterator[Path]:
-    """A hidden folder to write in, locked while its writer lives; those of dead writers are removed first."""
-    for lock in stores.glob(f"{PARTIAL}*.lock"):
-        with contextlib.suppress(OSError), lock.open("w") as held:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
-            lock.unlink()
-    handle, name = tempfile.mkstemp(prefix=PARTIAL, suffix=".lock", dir=stores)
-    lock = Path(name)
-    folder = lock.with_suffix("")
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        folder.mkdir()
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        lock.unlink(missing_ok=True)
-        os.close(handle)
-
-
 def _publish(folder: Path, target: Path) -> Store:
     for _ in range(2):
         try:
             folder.replace(target)
-            _sync(target.parent)
+            sync(target.parent)
             return Store.open(target)
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
@@ -292,7 +269,7 @@ def _file_sha256(path: Path) -> str:
         raise _damaged(path.parent, f"{path.name} cannot be read ({error.strerror})") from None
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Makes sure that a file's content, or a folder's entries, are on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:

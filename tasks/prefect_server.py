@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from ml.contracts import InputError
-from tasks.reach import mask, wait_for
+from ml.masking import mask
+from tasks.reach import wait_for
 
 PATIENCE = 20.0  # seconds for a server that somebody else runs
 STARTUP = 200.0  # seconds for ours

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
+
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from ml import progress
 from ml.onnx_graph import check_exports
 from ml.overview import overview
 from ml.preprocess import preprocess as build_store
 from ml.preprocess import summary
 from ml.recipe import Recipe
+from ml.remote import StorageError
 from ml.store import Store
 from tasks.references import DatasetRef
-from tasks.stage import TASK, Run, dump
+from tasks.stage import TASK, Run, deferrable, dump
 from tasks.tracking.stages import StageRun
 
 
@@ -34,15 +38,46 @@ def preprocess(recipe: Recipe, run: Run) -> DatasetRef:
 
     def verify(output: dict) -> str | None:
         if not (run.stores / output["digest"]).is_dir():
-            return "its store is not on this machine"
+            problem = _fetch(output["digest"], run)
+            if problem:
+                return problem
         Store.open(run.stores / output["digest"])
         return None
 
     modules = ["ml.preprocess", recipe.data.source.chosen.__module__, recipe.data.modality.chosen.__module__]
     summary, output = run.stage("preprocess", body, options=options, inputs={"source": source.fingerprint()}, modules=modules, verify=verify)
+    _publish(Store.open(run.stores / output["digest"]), run)
     if recipe.registration.onnx:  # before anything is trained for it
         check_exports(recipe.backbone, recipe.finetuning.head, Store.open(run.stores / output["digest"]).spec)
     return DatasetRef(summary, output["digest"], str(run.stores / output["digest"]))
+
+
+def _fetch(digest: str, run: Run) -> str | None:
+    """Gets the store that another machine published; or why that could not be."""
+    if run.storage is None:
+        return "its store is not on this machine"
+    try:
+        run.storage.fetch(f"stores/{digest}", run.stores / digest)
+    except StorageError as error:
+        return f"its store is not on this machine, and {error}"
+    found = Store.open(run.stores / digest)
+    if found.digest != digest:
+        shutil.rmtree(found.path)
+        return f"its store is not on this machine, and {run.storage.url}/stores/{digest} is another one"
+    progress.finish("preprocess", f"store fetched from {run.storage.url}")
+    return None
+
+
+def _publish(store: Store, run: Run) -> None:
+    """Copies the store to where other machines reach it, unless it is there."""
+    name = f"stores/{store.digest}"
+    if run.storage is None:
+        return
+    with deferrable(run.storage, "preprocess"):
+        if not run.storage.holds(name):
+            store.verify()
+            run.storage.publish(store.path, name, {file: facts["sha256"] for file, facts in store.manifest["files"].items()})
+            progress.finish("preprocess", f"store copied to {run.storage.url}")
 
 
 def _log(stage: StageRun, recipe: Recipe, store: Store) -> None:

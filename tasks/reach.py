@@ -1,15 +1,14 @@
-"""Servers that must answer, and messages about them that give no secret away."""
+"""Servers that must answer."""
 
 from __future__ import annotations
 
 import logging
-import os
-import re
 import time
 import urllib.error
 import urllib.request
 
 from ml.contracts import InputError
+from ml.masking import mask
 
 _log = logging.getLogger(__name__)
 
@@ -34,13 +33,3 @@ def wait_for(url: str, what: str, remedy: str, patience: float) -> None:
             _log.warning("%s does not answer; waiting up to %.0f s", what, patience)
             told = True
         time.sleep(0.5)
-
-
-def mask(text: str) -> str:
-    """`text` without passwords in URIs and without the values of variables that hold secrets."""
-    text = re.sub(r"(://)[^/@\s]+@", r"\1***@", text)
-    text = re.sub(r"((?:password|token|secret|sig|key)=)[^&\s;]+", r"\1***", text, flags=re.IGNORECASE)
-    for name, value in os.environ.items():
-        if len(value) >= 6 and re.search(r"(PASSWORD|TOKEN|SECRET|API_KEY|ACCESS_KEY|AUTH_STRING)$", name):
-            text = text.replace(value, "***")
-    return text

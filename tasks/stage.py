@@ -16,9 +16,11 @@ from pydantic import BaseModel
 
 from ml import progress
 from ml.contracts import InputError
+from ml.copies import copied
 from ml.fit import Fitted
 from ml.pictures import curves
 from ml.recipe import Recipe
+from ml.remote import Remote, StorageError
 from tasks import collector
 from tasks.references import StageSummary
 from tasks.tracking import database, runs
@@ -53,6 +55,8 @@ class Run:
     tracked: PipelineRun
     home: Path
     redo: frozenset[str] = frozenset()
+    storage: Remote | None = None
+    """Where stores and checkpoints are kept for other machines."""
 
     @property
     def stores(self) -> Path:
@@ -70,6 +74,7 @@ class Run:
     ) -> tuple[StageSummary, dict[str, Any]]:
         """The stage's summary and output: of this run's work, or of an earlier run's with the same key. `finetune-lora` is a part of `finetune`."""
         stage = name.partition("-")[0]
+        copies = self.storage.within("checkpoints") if self.storage is not None and stage in TRAINING else None
         result = run_stage(
             self.tracked,
             name,
@@ -77,11 +82,14 @@ class Run:
             params=flat(options),
             inputs=dict(inputs),
             workroot=self.home / "work",
-            body=body,
+            body=body if copies is None else _copied(name, body, copies),
             force=stage in self.redo,
             verify=verify,
             system_metrics=stage in TRAINING,
         )
+        if copies is not None:
+            with deferrable(copies, name):
+                copies.remove(result.run_id)
         progress.finish(name, f"{'reused' if result.cached else 'done'} in {result.seconds:.1f} s: {result.why}")
         return StageSummary(name, result.run_id, result.cached, result.why, round(result.seconds, 3)), result.output
 
@@ -93,7 +101,7 @@ def pipeline_run(recipe: Recipe, from_stage: str = "") -> Iterator[Run]:
     collector.resume()
     text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     with runs.pipeline_run(recipe.name, text, recipe.seed) as tracked:
-        yield Run(tracked, home(), redo_from(from_stage))
+        yield Run(tracked, home(), redo_from(from_stage), storage())
 
 
 def redo_from(stage: str) -> frozenset[str]:
@@ -115,6 +123,33 @@ def home() -> Path:
     except OSError as error:
         raise InputError(f"cannot write to {folder}: {error.strerror}. Work from a folder that you may write to, or set WARMSTART_HOME.") from None
     return folder
+
+
+def storage() -> Remote | None:
+    """What WARMSTART_STORAGE names: a URL or a folder that all machines reach; None where it is not set, and all stays on this machine."""
+    url = os.environ.get("WARMSTART_STORAGE", "")
+    return Remote(url) if url else None
+
+
+@contextmanager
+def deferrable(storage: Remote, stage: str) -> Iterator[None]:
+    """Work on the storage that can wait: where it fails, that is told, and a later run does it."""
+    try:
+        yield
+    except StorageError as error:
+        storage.warn(stage, f"is done, but {error}; the next run tries again")
+
+
+def _copied(name: str, body: Callable[[StageRun], dict[str, Any]], copies: Remote) -> Callable[[StageRun], dict[str, Any]]:
+    """`body`, its checkpoints copied and taken up again with the curves that lead to them."""
+
+    def wrapped(stage: StageRun) -> dict[str, Any]:
+        with copied(stage.workdir, copies.within(stage.run_id), name, stage.begun, ["metrics.jsonl"]) as fetched:
+            if fetched is not None:
+                stage.metrics.take(fetched / "metrics.jsonl")
+            return body(stage)
+
+    return wrapped
 
 
 def flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -45,6 +45,17 @@ handle.close()
 """
 
 
+S3_SERVER = """
+import logging, sys
+from moto.server import ThreadedMotoServer
+logging.getLogger("werkzeug").setLevel(logging.ERROR)
+server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+server.start()
+print(server.get_host_and_port()[1], flush=True)
+sys.stdin.read()
+"""
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _no_tracking_left():
     """MLflow keeps the database that a module used for the whole process: the next module starts without one."""
@@ -162,6 +173,32 @@ def start(environment, tmp_path_factory):
 def warmstart(start):
     """Runs `warmstart ARGUMENTS` in a folder to its end; gives a Done."""
     return lambda folder, *arguments, **more: start(folder, *arguments, **more).wait()
+
+
+@pytest.fixture(scope="session")
+def s3() -> dict[str, str]:
+    """The environment for an S3 server on loopback, of a process of its own, which this process has too."""
+    server = subprocess.Popen([sys.executable, "-c", S3_SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    with pytest.MonkeyPatch.context() as patch:
+        found = {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.stdout.readline().strip()}",
+            "AWS_ACCESS_KEY_ID": "tester",
+            "AWS_SECRET_ACCESS_KEY": "never-to-be-seen",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+        for name, value in found.items():
+            patch.setenv(name, value)
+        yield found
+    server.communicate()
+
+
+@pytest.fixture(scope="session")
+def bucket(s3) -> str:
+    """The URL of a bucket there."""
+    import fsspec
+
+    fsspec.filesystem("s3").mkdir("warmstart")
+    return "s3://warmstart"
 
 
 COMMAND = str(Path(sys.executable).parent / "warmstart")

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ml.contracts import InputError
-from tasks.reach import mask, wait_for
+from ml.masking import mask
+from tasks.reach import wait_for
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -47,6 +47,13 @@ class Spool:
             values = self._finite(metrics)
             self._write(values, max((self._steps.get(name, -1) for name in values), default=-1) + 1)
 
+    def take(self, path: Path) -> None:
+        """Adds the rows of another machine's file of the same run, where they are not known, as they were told then."""
+        with self._writing:
+            for row in json_lines(path):
+                steps = {name: self._steps.get(name, -1) for name in row["metrics"]}
+                self._write({name: value for name, value in row["metrics"].items() if row["step"] > steps[name]}, row["step"], row["time"])
+
     def final(self, metrics: Mapping[str, float]) -> None:
         """Adds final values, at step 0; those that are known already are left out."""
         with self._writing:
@@ -86,9 +93,9 @@ class Spool:
         self.odd |= {name: str(value) for name, value in values.items() if not math.isfinite(value)}
         return {name: value for name, value in values.items() if math.isfinite(value)}
 
-    def _write(self, fresh: Mapping[str, float], step: int) -> None:
+    def _write(self, fresh: Mapping[str, float], step: int, when: int | None = None) -> None:
         if fresh and not self._file.closed:
-            self._file.write(json.dumps({"step": step, "time": int(time.time() * 1000), "metrics": fresh}) + "\n")
+            self._file.write(json.dumps({"step": step, "time": when or int(time.time() * 1000), "metrics": fresh}) + "\n")
             self._file.flush()
             self._steps |= dict.fromkeys(fresh, step)
             self._values |= fresh

@@ -36,6 +36,8 @@ class StageRun:
         self.metrics = Spool(self.run_id, workdir)
         self.outbox = Outbox(self.run_id, self.uri, workdir)
         self._params = set(run.data.params)
+        self.begun = bool(self._params)
+        """Whether an earlier process, perhaps on another machine, has begun this stage."""
         self._told: set[str] = set()
         self._monitor = _monitor(self.run_id) if system_metrics else None
         self.heartbeat = lease.Heartbeat(self.run_id, held, self._sample)

@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 
 from ml.contracts import DataSpec, InputError
+from ml.partial import PARTIAL
 from ml.ragged import Ragged
-from ml.store import MANIFEST, PARTIAL, Store, write_store
+from ml.store import MANIFEST, Store, write_store
 
 SPEC = DataSpec("image", {"size": 4}, (3, 4, 4), ("b", "a"), {"mean": [0.5] * 3, "std": [0.2] * 3})
 

@@ -11,7 +11,7 @@ import mlflow
 import pytest
 
 from ml.contracts import InputError
-from tasks.reach import mask
+from ml.masking import mask
 from tasks.tracking import database, runs
 
 ROOT = Path(__file__).resolve().parents[3]
