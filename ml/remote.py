@@ -15,6 +15,7 @@ import hashlib
 import json
 import re
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -75,7 +76,7 @@ class Remote:
             raise InputError(f"the storage {self.url} takes a library that is not installed: pip install '{LIBRARIES[protocol]}'") from None
         except Exception as error:
             raise InputError(f"the storage {self.url} cannot be used: {type(error).__name__}: {mask(short(error))}") from None
-        self._root = root.rstrip("/")
+        self._root, self._is_folder = root.rstrip("/"), protocol == "file"
         self._state = _State()
 
     def within(self, path: str) -> Remote:
@@ -110,8 +111,10 @@ class Remote:
         with self._used():
             for file, facts in files.items():
                 if there.get(_object(file, facts)) != facts["bytes"]:
-                    self._fs.put_file(str(folder / file), self._path(name, _object(file, facts)))
-            self._fs.pipe_file(self._path(name, INDEX), json.dumps({"files": files}, indent=1).encode())
+                    with self._whole(self._path(name, _object(file, facts))) as place:
+                        self._fs.put_file(str(folder / file), place)
+            with self._whole(self._path(name, INDEX)) as place:
+                self._fs.pipe_file(place, json.dumps({"files": files}, indent=1).encode())
 
     def fetch(self, name: str, target: Path) -> None:
         """Copies the folder `name` to `target`, where it appears whole or not at all; a folder that is there already is left.
@@ -135,6 +138,16 @@ class Remote:
         with self._used(), suppress(FileNotFoundError):
             self._fs.invalidate_cache()
             self._fs.rm(self._path(name), recursive=True)
+
+    @contextmanager
+    def _whole(self, place: str) -> Iterator[str]:
+        """Where to write what shall appear at `place` in one go; a bucket does that by itself."""
+        if not self._is_folder:
+            yield place
+            return
+        hidden = f"{place}.{uuid.uuid4().hex}"
+        yield hidden
+        self._fs.mv(hidden, place)
 
     def _get(self, name: str, file: str, facts: Mapping[str, Any], path: Path) -> None:
         place = self._path(name, _object(file, facts))
