@@ -19,7 +19,7 @@ from ml import checkpoint, progress
 from ml.contracts import InputError
 from ml.remote import AWAY, Damaged, Missing, Remote, StorageError
 
-LOOK = 1.0  # seconds between two looks for a newer checkpoint
+LOOK = 0.2  # seconds between two looks for a newer checkpoint
 SHARE = 0.25  # of the time, at most, goes into copying
 LAST = 20.0  # seconds that a training that is stopped waits for the copy of its last checkpoint
 

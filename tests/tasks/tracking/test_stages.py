@@ -12,6 +12,7 @@ from tracking_workers import read
 
 from ml.contracts import InputError
 from tasks.tracking import artifacts, database, lease, runs, stage_run, stages
+from tasks.tracking.spool import Spool, json_lines
 
 
 def until(condition, seconds=60.0):
@@ -249,3 +250,20 @@ def test_a_row_that_was_sent_but_not_marked_is_one_row(tracked):
             pass
         second.close()
     assert history(run.info.run_id) == [(step, step / 7) for step in range(2000)] + [(2000, 5.0)]
+
+
+def test_rows_of_another_machine_are_taken_as_they_were_told(tmp_path):
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir(), there.mkdir()
+    other = Spool("run", there)
+    for step in range(5):
+        other.append({"loss": 1 / (1 + step)}, step)
+    other.close()
+    mine = Spool("run", here)
+    mine.append({"loss": 1.0}, 0)
+    mine.take(there / "metrics.jsonl")
+    for step in range(3, 7):  # a training that goes on from step 3
+        mine.append({"loss": 1 / (1 + step)}, step)
+    mine.close()
+    rows, told = json_lines(here / "metrics.jsonl"), json_lines(there / "metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(7)) and rows[1:5] == told[1:]
