@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import threading
 import time
@@ -46,7 +47,7 @@ def _restored(workdir: Path, remote: Remote, stage: str) -> Path | None:
     newest = checkpoint.newest(folder)
     here = newest.name if newest is not None else ""
     try:
-        for name in reversed(remote.names()):
+        for name in reversed(_steps(remote)):
             if name <= here:
                 break
             try:
@@ -100,7 +101,7 @@ class _Copier:
                 return LOOK
         except FileNotFoundError:  # a newer checkpoint took its place
             return LOOK
-        except (StorageError, OSError) as error:
+        except (StorageError, *checkpoint.DAMAGE) as error:
             self.remote.warn(self.stage, f"goes on, but its checkpoints stay on this machine for now: {error}")
             return AWAY
         return max(LOOK, (time.monotonic() - began) * (1 / SHARE - 1))
@@ -123,10 +124,15 @@ class _Copier:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         self._done = newest.name
-        for name in self.remote.names():
+        for name in _steps(self.remote):
             if name < newest.name:
                 self.remote.remove(name)
         return True
+
+
+def _steps(remote: Remote) -> list[str]:
+    """The checkpoints there, whole or not, ascending; what else somebody put there is left alone."""
+    return [name for name in remote.names() if re.fullmatch(r"step-\d{9}", name)]
 
 
 def _link(source: Path, target: Path) -> None:

@@ -135,6 +135,8 @@ class Remote:
 
     def remove(self, name: str) -> None:
         """Removes the folder `name`, if it is there."""
+        if not name:
+            raise ValueError("a name is needed: without one, all would go")
         with self._used(), suppress(FileNotFoundError):
             self._fs.invalidate_cache()
             self._fs.rm(self._path(name), recursive=True)

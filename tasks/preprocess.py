@@ -8,6 +8,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from ml import progress
+from ml.contracts import InputError
 from ml.onnx_graph import check_exports
 from ml.overview import overview
 from ml.preprocess import preprocess as build_store
@@ -60,9 +61,12 @@ def _fetch(digest: str, run: Run) -> str | None:
         run.storage.fetch(f"stores/{digest}", run.stores / digest)
     except StorageError as error:
         return f"its store is not on this machine, and {error}"
-    found = Store.open(run.stores / digest)
-    if found.digest != digest:
-        shutil.rmtree(found.path)
+    try:
+        found = Store.open(run.stores / digest).digest
+    except InputError:
+        found = "none"
+    if found != digest:
+        shutil.rmtree(run.stores / digest)
         return f"its store is not on this machine, and {run.storage.url}/stores/{digest} is another one"
     progress.finish("preprocess", f"store fetched from {run.storage.url}")
     return None

@@ -18,6 +18,8 @@ from ml.recipe import load
 from ml.remote import Remote
 from ml.store import Store
 from tasks import pretrain
+from tasks.preprocess import _fetch
+from tasks.stage import Run
 
 CHANGES = [
     "pretraining.fit.epochs=60",
@@ -121,6 +123,14 @@ def test_the_store_is_fetched_and_not_made_again(story):
     assert preprocess["cached"] and f"store fetched from {story.storage.url}" in done.err
     [store] = [path for path in (story.folder / "abroad" / "stores").iterdir() if path.is_dir()]
     assert story.storage.within("stores").names() == [store.name]
+
+
+def test_a_store_of_another_name_is_not_taken(story, tmp_path, s3):
+    [store] = [path for path in (story.folder / "abroad" / "stores").iterdir() if path.is_dir()]
+    story.storage.publish(store, "stores/other")
+    run = Run(None, tmp_path, storage=story.storage)
+    assert "stores/other is another one" in _fetch("other", run) and list(run.stores.iterdir()) == []
+    story.storage.remove("stores/other")
 
 
 def test_checkpoints_of_finished_trainings_are_gone(story):

@@ -47,7 +47,7 @@ def train(workdir: Path, storage: Remote, steps, begun: bool = False, wait: bool
             (workdir / "metrics.jsonl").write_text(f"{step}\n")
             save(workdir, step)
             if wait:
-                until(lambda step=step: storage.holds(f"step-{step:09d}") and len(storage.names()) == 1)
+                until(lambda name=f"step-{step:09d}": storage.holds(name) and [one for one in storage.names() if one.startswith("step-0")] == [name])
     return saved["step"]
 
 
@@ -93,6 +93,19 @@ def test_a_damaged_copy_is_passed_over(tmp_path, storage, warned):
     assert len(warned) == 1 and "passes over a checkpoint" in warned[0] and "state.pt" in warned[0]
 
 
+def test_what_is_no_checkpoint_is_left_alone(tmp_path, storage, monkeypatch):
+    """A bucket may hold the name "..", which would lead out of the training's folder."""
+    for name in ("own", "zzz", "step-x"):
+        (tmp_path / "storage" / name).mkdir(parents=True)
+    train(tmp_path / "a", storage, [1, 2])
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "mine").touch()
+    names = Remote.names
+    monkeypatch.setattr(Remote, "names", lambda self: [*names(self), "..", "zzz"])
+    assert train(tmp_path / "b", storage, [], begun=True) == 2
+    assert (tmp_path / "b" / "mine").exists() and {"own", "zzz", "step-x"} <= set(storage.names())
+
+
 def test_a_storage_that_is_away_stops_no_training_and_is_told_once(tmp_path, storage, warned):
     place = tmp_path / "storage"
     place.write_bytes(b"in the way")
@@ -110,9 +123,9 @@ def test_a_storage_that_is_away_stops_no_training_and_is_told_once(tmp_path, sto
 def test_what_is_needed_to_go_on_must_be_readable(tmp_path, storage, warned):
     (tmp_path / "storage").write_bytes(b"in the way")
     with pytest.raises(InputError, match=r"begun elsewhere .* cannot be used .* without WARMSTART_STORAGE"):
-        train(tmp_path / "a", storage, [], begun=True)
+        train(tmp_path / "a", storage.within("run"), [], begun=True)
     save(tmp_path / "b", 3)
-    assert train(tmp_path / "b", storage, [], begun=True) == 3
+    assert train(tmp_path / "b", storage.within("run"), [], begun=True) == 3
     assert len(warned) == 1 and "there may be a newer one" in warned[0]
 
 
