@@ -16,12 +16,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
+WORK = ("updates", "rows", "parameters")
+"""What two arms must have done alike."""
 WARMSTART = (sys.executable, "-c", "from flows.cli import command; command()")
 
 
@@ -32,6 +35,25 @@ def arguments(name: str, description: str, pairs: int = 7) -> argparse.ArgumentP
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="CPU threads of each process")
     parser.add_argument("--output", type=Path, help="JSON file for all measurements")
     return parser
+
+
+def require(*packages: str) -> None:
+    """Ends the program where a peer is not installed, saying how to get it."""
+    missing = [name for name in packages if find_spec(name) is None]
+    if missing:
+        raise SystemExit(f"this measurement needs {', '.join(missing)}: install the extra with `pip install 'warmstart[bench]'`")
+
+
+def calls(module: Any) -> list[tuple[float, int]]:
+    """Filled with the moment and the rows of each call of a torch module from now on: the speed of any loop around it, measured in one way."""
+    found: list[tuple[float, int]] = []
+    module.register_forward_pre_hook(lambda _, given, named: found.append((time.perf_counter(), len((*given, *named.values())[0]))), with_kwargs=True)
+    return found
+
+
+def speed(found: Sequence[tuple[float, int]], skipped: int) -> float:
+    """Rows a second from call `skipped` on: before it workers start, and kernels and buffers are made."""
+    return sum(rows for _, rows in found[skipped:-1]) / (found[-1][0] - found[skipped][0])
 
 
 def turns(arms: Mapping[str, Callable[[], Any]], rounds: int) -> list[dict[str, Any]]:
@@ -54,6 +76,28 @@ def control(rounds: Sequence[Mapping[str, float]], arm: str) -> list[float]:
     """An arm beside itself in the next round: how far this is from 1 is the noise."""
     values = [one[arm] for one in rounds]
     return [one / other for one, other in zip(values[:-1:2], values[1::2], strict=False)]
+
+
+def equal_work(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Of each arm: updates, rows and parameters, which must be the same in all; the loss before and after, least and most."""
+    found = {}
+    for arm in rounds[0]:
+        runs = [one[arm] for one in rounds]
+        same = {key: sorted({one[key] for one in runs}) for key in WORK}
+        found[arm] = same | {key: [min(one[key] for one in runs), max(one[key] for one in runs)] for key in ("before", "after")}
+    if len({json.dumps([one[key] for key in WORK]) for one in found.values()}) > 1:
+        raise SystemExit(f"the arms did different work: {json.dumps(found, indent=1)}")
+    return found
+
+
+def work_table(work: dict[str, Any]) -> str:
+    """The proof of equal work as Markdown."""
+    lines = ["", "| model | arm | updates | rows | parameters | loss before | loss after, least and most |", "| --- | --- | ---: | ---: | ---: | --- | --- |"]
+    for name, arms in work.items():
+        for arm, one in arms.items():
+            numbers = " | ".join(", ".join(map(str, one[key])) for key in WORK)
+            lines.append(f"| {name} | {arm} | {numbers} | {one['before'][0]:.3f} | {one['after'][0]:.3f} {one['after'][1]:.3f} |")
+    return "\n".join(lines)
 
 
 def finish(given: argparse.Namespace, figures: Mapping[str, Sequence[float]], goals: Mapping[str, str], **more: Any) -> None:
