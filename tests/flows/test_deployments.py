@@ -3,8 +3,8 @@
 import json
 import sqlite3
 import subprocess
-from contextlib import closing
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
