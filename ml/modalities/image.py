@@ -269,4 +269,4 @@ def _unit(array_B: Tensor) -> Tensor:
 def _normalised(x_BCHW: Tensor, spec: DataSpec) -> Tensor:
     mean = torch.tensor(spec.statistics["mean"], dtype=x_BCHW.dtype, device=x_BCHW.device).view(1, -1, 1, 1)
     std = torch.tensor(spec.statistics["std"], dtype=x_BCHW.dtype, device=x_BCHW.device).view(1, -1, 1, 1)
-    return (x_BCHW - mean) / std
+    return (x_BCHW - mean).div_(std)

@@ -154,13 +154,20 @@ def _geometry(x_BCHW: Tensor, augmentation: Augmentation, draw: _Draw) -> Tensor
         scale_y = torch.where(draw.chance(a.vertical_flip), -scale_y, scale_y)
     if not (a.resized_crop or a.rotation):
         return _moved(x_BCHW, _places(scale_y, shift_y, height), _places(scale_x, shift_x, width))
-    theta_B23 = torch.zeros(batch, 2, 3, device=x_BCHW.device)
     angle_B = draw.uniform(-a.rotation, a.rotation) * (math.pi / 180) if a.rotation else torch.zeros_like(scale_x)
     cosine_B, sine_B, aspect = angle_B.cos(), angle_B.sin(), height / width
-    theta_B23[:, 0, 0], theta_B23[:, 0, 1], theta_B23[:, 0, 2] = scale_x * cosine_B, -scale_x * sine_B * aspect, shift_x
-    theta_B23[:, 1, 0], theta_B23[:, 1, 1], theta_B23[:, 1, 2] = scale_y * sine_B / aspect, scale_y * cosine_B, shift_y
-    grid_BHW2 = F.affine_grid(theta_B23, list(x_BCHW.shape), align_corners=False)
+    x_W, y_H = _middles(width, x_BCHW.device), _middles(height, x_BCHW.device)
+    across = scale_x * cosine_B, -scale_x * sine_B * aspect, shift_x
+    down = scale_y * sine_B / aspect, scale_y * cosine_B, shift_y
+    grid_BHW2 = torch.empty(batch, height, width, 2, device=x_BCHW.device)
+    for axis, (by_x, by_y, shift) in enumerate((across, down)):  # as affine_grid, whose matrix product takes as long as the resampling
+        torch.add((by_x[:, None] * x_W)[:, None, :], (by_y[:, None] * y_H + shift[:, None])[:, :, None], out=grid_BHW2[..., axis])
     return F.grid_sample(x_BCHW, grid_BHW2, mode="bilinear", padding_mode="reflection", align_corners=False)
+
+
+def _middles(side: int, device: torch.device) -> Tensor:
+    """Where the middles of the pixels lie between −1 and 1."""
+    return (2 * torch.arange(side, device=device) + 1) / side - 1
 
 
 def _places(scale_B: Tensor, shift_B: Tensor, side: int) -> Tensor:
