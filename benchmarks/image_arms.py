@@ -50,7 +50,11 @@ class Case:
         return replace(self, rows=max(2, round(self.steps * share)) * self.batch, epochs=max(2, round(self.epochs * share)))
 
 
-CASES = {"small-cnn, 32 px": Case(32, 32, "png", "small-cnn", 2560, 128, 6), "resnet18, 224 px": Case(224, 256, "jpg", "resnet18", 128, 16, 3)}
+CASES = {
+    "small-cnn-32": Case(32, 32, "png", "small-cnn", 2560, 128, 4),
+    "mobilenet-224": Case(224, 256, "jpg", "timm:mobilenetv3_small_100", 256, 32, 4),
+    "resnet18-224": Case(224, 256, "jpg", "resnet18", 64, 16, 3),
+}
 
 
 def network(case: Case) -> Any:

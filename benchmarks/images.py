@@ -34,12 +34,13 @@ SMALL = 0.2  # of pictures and epochs
 
 
 def main() -> None:
-    parser = arguments("images", __doc__, pairs=7)
+    parser = arguments("images", __doc__, pairs=5)
+    parser.add_argument("--only", nargs="+", choices=list(CASES), default=list(CASES), help="networks; all unless given")
     parser.add_argument("--small", action="store_true", help="one round of the first network on few pictures, without workers")
     given = parser.parse_args()
     require("lightning", "timm")
     os.environ["OMP_NUM_THREADS"] = str(given.threads)
-    names, share, pairs = (list(CASES)[:1], SMALL, 1) if given.small else (list(CASES), 1.0, given.pairs)
+    names, share, pairs = (list(CASES)[:1], SMALL, 1) if given.small else (given.only, 1.0, given.pairs)
     figures, goals, rounds = {}, {}, {}
     for name in names:
         case = CASES[name].shortened(share)

@@ -27,15 +27,16 @@ from typing import Any
 from benchmarks.harness import ROOT, arguments, calls, control, equal_work, finish, run, speed, turns, work_table
 
 CASES = {
-    "BERT mini, masked": ({"name": "bert", "options": {"size": "mini"}}, "masked-language"),
-    "GPT tiny, causal": ({"name": "gpt", "options": {"size": "tiny"}}, "causal-language"),
+    "bert-mini": ({"name": "bert", "options": {"size": "mini"}}, "masked-language"),
+    "gpt-tiny": ({"name": "gpt", "options": {"size": "tiny"}}, "causal-language"),
 }
 LENGTH, VOCABULARY, BATCH, STEPS, SMALL, SKIPPED, HELD = 128, 8000, 16, 30, 8, 4, 16
 RATE, DECAY, WARM, CLIP = 1e-3, 0.05, 0.1, 1.0
 
 
 def main() -> None:
-    parser = arguments("texts", __doc__, pairs=7)
+    parser = arguments("texts", __doc__, pairs=5)
+    parser.add_argument("--only", nargs="+", choices=list(CASES), default=list(CASES), help="networks; all unless given")
     parser.add_argument("--small", action="store_true", help="one round of few updates of the first network, without workers")
     parser.add_argument("--one", nargs=4, metavar=("CASE", "ARM", "DIR", "STEPS"), help=argparse.SUPPRESS)  # an arm alone, in a process of its own
     given = parser.parse_args()
@@ -44,7 +45,7 @@ def main() -> None:
         name, arm, folder, steps = given.one
         print(json.dumps(measured(*CASES[name], ARMS[arm], Path(folder), int(steps))))
         return
-    names, steps, pairs = (list(CASES)[:1], SMALL, 1) if given.small else (list(CASES), STEPS, given.pairs)
+    names, steps, pairs = (list(CASES)[:1], SMALL, 1) if given.small else (given.only, STEPS, given.pairs)
     figures, goals, rounds = {}, {}, {}
     with tempfile.TemporaryDirectory(prefix="texts-") as scratch:
         store(Path(scratch))
