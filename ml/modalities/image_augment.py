@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -20,6 +21,7 @@ from torch.nn import functional as F
 from ml.contracts import DataSpec, Mix, Options
 
 LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue in gray (ITU-R BT.601)
+SMALLEST = 1e-6  # alpha of a Beta distribution; below, what is drawn can no longer be told from 0 and 1
 
 
 class Augmentation(Options):
@@ -124,12 +126,9 @@ class _Draw:
         return torch.randperm(self.batch, generator=self.generator).to(self.device)
 
     def beta(self, alpha: float) -> float:
-        """One Beta(alpha, alpha) number for the batch (Jöhnk's algorithm, in logarithms so that a small alpha cannot underflow)."""
-        while True:
-            first, second = (torch.rand(2, generator=self.generator, dtype=torch.float64).clamp(min=1e-300).log() / alpha).tolist()
-            total = max(first, second) + math.log1p(math.exp(-abs(first - second)))
-            if total <= 0:
-                return math.exp(first - total)
+        """One Beta(alpha, alpha) number for the batch; by numpy, as torch draws none from a generator."""
+        seed = int(torch.randint(2**62, (), generator=self.generator))
+        return float(np.random.default_rng(seed).beta(*2 * [max(alpha, SMALLEST)]))
 
 
 def _geometry(x_BCHW: Tensor, augmentation: Augmentation, draw: _Draw) -> Tensor:

@@ -212,10 +212,11 @@ def test_cutmix_weight_is_the_share_of_own_pixels():
         torch.testing.assert_close(own[apart], mix.weight_B[apart])
 
 
-def test_beta_draws_have_the_right_moments():
-    weights = torch.tensor([float(run(torch.zeros(1, 1, 3, 3), seed, mixup=0.4)[1].weight_B) for seed in range(2000)])
-    assert abs(float(weights.mean()) - 0.5) < 0.03
-    assert abs(float(weights.var()) - 1 / (4 * (2 * 0.4 + 1))) < 0.02
+@pytest.mark.parametrize("alpha", [5e-324, 1e-3, 0.4, 10.0])
+def test_beta_draws_have_the_right_moments(alpha):
+    weights = torch.tensor([float(run(torch.zeros(1, 1, 3, 3), seed, mixup=alpha)[1].weight_B) for seed in range(2000)])
+    assert abs(float(weights.mean()) - 0.5) < 0.04
+    assert abs(float(weights.var()) - 1 / (4 * (2 * alpha + 1))) < 0.02
 
 
 def test_jitter_probability_leaves_the_rest():
