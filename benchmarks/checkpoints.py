@@ -86,8 +86,10 @@ class Network(nn.Module):
 class Numbers:
     """As a feed: the same random rows at each of `steps` steps."""
 
+    accumulate, rank, ranks = 1, 0, 1
+
     def __init__(self, width: int, steps: int):
-        self.steps, self.rows, self.seed, self.accumulate, self.device = steps, np.arange(steps * ROWS), 0, 1, torch.device("cpu")
+        self.steps, self.rows, self.seed, self.device = steps, np.arange(steps * ROWS), 0, torch.device("cpu")
         x_BD = torch.randn(ROWS, width, generator=torch.Generator().manual_seed(0))
         self._batch = Batch({"x": x_BD}, torch.zeros(ROWS, dtype=torch.long))
 
