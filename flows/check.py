@@ -133,7 +133,7 @@ def _cost(
     augment = augmentation(recipe, part, store.spec)
     feed = Feed(store, modality, rows, min(part.fit.batch_size, len(rows)), recipe.seed, device, augment, views)
     module.to(device, memory_format=torch.channels_last).train()
-    if recipe.compute.recompute and hasattr(module.backbone, "layers"):
+    if recipe.compute.recompute:
         recompute(module.backbone)
     taken, activations = [], 0
     for number in range(STEPS):

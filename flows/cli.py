@@ -23,6 +23,10 @@ Overrides = Annotated[
 ]
 
 
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+FromStage = Annotated[str, typer.Option("--from", metavar="STAGE", help="Do this stage and those after it anew.")]
+
+
 class Engine(enum.StrEnum):
     torch = "torch"
     onnx = "onnx"
@@ -30,12 +34,7 @@ class Engine(enum.StrEnum):
 
 
 @app.command()
-def run(
-    recipe: RecipePath,
-    overrides: Overrides = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
-    from_stage: Annotated[str, typer.Option("--from", metavar="STAGE", help="Do this stage and those after it anew.")] = "",
-) -> None:
+def run(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False, from_stage: FromStage = "") -> None:
     """Run the whole pipeline.
 
     Preprocess, pretrain, split, fine-tune, evaluate, register.
@@ -72,12 +71,7 @@ def _run(module: str, flow: str, show: str, recipe: Path, overrides: list[str] |
 
 
 @app.command()
-def pretrain(
-    recipe: RecipePath,
-    overrides: Overrides = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
-    from_stage: Annotated[str, typer.Option("--from", metavar="STAGE", help="Do this stage and those after it anew.")] = "",
-) -> None:
+def pretrain(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False, from_stage: FromStage = "") -> None:
     """Preprocess and pretrain alone.
 
     The backbone is registered; `run` with the same settings goes on from there.
@@ -115,7 +109,7 @@ def predict(
 
 
 @app.command()
-def check(recipe: RecipePath, overrides: Overrides = None, as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:  # fmt: skip
+def check(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Check a recipe and its data, and estimate cost.
 
     Memory and time are estimated from a few updates; nothing is trained.

@@ -102,7 +102,7 @@ class _Copier:
         except FileNotFoundError:  # a newer checkpoint took its place
             return LOOK
         except (StorageError, *checkpoint.DAMAGE) as error:
-            self.remote.warn(self.stage, f"goes on, but its checkpoints stay on this machine for now: {error}")
+            self.remote.warn(self.stage, f"goes on, but its checkpoints stay on this machine until the storage can be used: {error}")
             return AWAY
         return max(LOOK, (time.monotonic() - began) * (1 / SHARE - 1))
 

@@ -105,9 +105,9 @@ def words(arm: str, metric: str, difference: Estimate, trivial: str = "") -> str
             -1: f"The simple alternative wins: {measured}. Use it, or give the model more labels or training.",
         },
         "int8": {
-            1: f"Weights of 8 bits cost: {measured}, that the model is better with its own.",
-            0: f"Weights of 8 bits cost nothing that this test can show: {measured}, with the model's own.",
-            -1: f"Weights of 8 bits do better: {measured}, with the model's own.",
+            1: f"Weights of 8 bits do harm: {measured}, for the model with its own.",
+            0: f"Weights of 8 bits do no harm that this test can show: {measured}, for the model with its own.",
+            -1: f"Weights of 8 bits do better: {measured}, for the model with its own.",
         },
         "trivial": {
             1: f"The model beats {trivial}: {measured}.",

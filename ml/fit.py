@@ -169,7 +169,7 @@ class _Loop:
             began = time.perf_counter()
             for _, batches in read_ahead(self.feed.batches(epoch, start), lambda: self.ahead):
                 waited = time.perf_counter() - began
-                if not self._update_in_memory(batches):
+                if not self._update(batches):
                     break  # went back to a checkpoint, whose epoch and step differ, or makes the same step of smaller batches
                 self.state.waited += waited
                 self.curves.spent(waited, sum(batch.rows for batch in batches))
@@ -196,27 +196,22 @@ class _Loop:
                     raise Interrupted(f"{self.stage} was stopped at step {self.state.step} of {self.total}; the same command goes on from there")
                 began = time.perf_counter()
 
-    def _update_in_memory(self, batches: list[Batch]) -> bool:
-        """As `_update`; where memory runs out, false too, and from now on half as many rows are in memory at once."""
-        try:
-            return self._update(batches)
-        except (RuntimeError, MemoryError) as error:
-            if not ran_out(error):
-                raise
-        rows = max(batch.rows for batch in batches)
-        advice = "Raise fit.accumulate or set compute.recompute=true, or take a smaller model or smaller items."
+    def _less_at_once(self, error: RuntimeError | MemoryError) -> None:
+        """Where memory ran out: from now on half as many rows are in it at once. Raises what is another error, and where it is of no use."""
+        if not ran_out(error):
+            raise error
+        rows = math.ceil(self._rows_at_once)
         if ranks.count() > 1 or rows < 4:  # one rank cannot tell the others, which wait for its gradients
-            raise InputError(f"memory ran out in {self.stage}, with {rows} rows at once in {ranks.count()} processes. {advice}")
-        self.updates.forget()
-        batches.clear()
-        if self.feed.device.type == "cuda":
-            torch.cuda.empty_cache()
+            raise InputError(
+                f"memory ran out in {self.stage}, with {rows} rows at once in {ranks.count()} processes. "
+                "Raise fit.accumulate or set compute.recompute=true, or take a smaller model or smaller items."
+            ) from None
         self._gather(2 * self.feed.accumulate)
         progress.warn(
-            self.stage, f"memory ran out with {rows} rows at once: each update is now gathered from {self.feed.accumulate} parts, of as many rows in all. "
-            "What compares the rows of a batch with one another, such as simclr, compares fewer."
+            self.stage,
+            f"memory ran out with {rows} rows at once: each update is now gathered from {self.feed.accumulate} parts, of as many rows in all. "
+            "What compares the rows of a batch with one another, such as simclr, compares fewer.",
         )
-        return False
 
     def _gather(self, parts: int) -> None:
         """From now on each update is gathered from so many parts of its batch."""
@@ -224,13 +219,18 @@ class _Loop:
         self.feed = replace(self.feed, accumulate=parts)
 
     def _update(self, batches: list[Batch]) -> bool:
-        """One update of the weights; false when the loss was not finite and the last checkpoint was taken up again."""
+        """One update of the weights; false when memory ran out, or the loss was not finite and the last checkpoint was taken up again."""
         step = self.state.step
         # Ranks after the first draw numbers of their own: their rows are others.
         seed_generators(seed_of(self.feed.seed, "step", step, *filter(None, [self.feed.rank])), self.feed.device)
         if not self.training or step % self.moment == 0:
             self._prepare(step)
-        found = self.updates.gradients(batches)
+        try:
+            found = self.updates.gradients(batches)
+        except (RuntimeError, MemoryError) as error:
+            self._less_at_once(error)
+            self.updates.forget()
+            return False
         # Before the update on a CPU. Elsewhere reading the loss would stall the device: there a window's mean is looked
         # at, and only weights that passed are saved.
         if self.feed.device.type == "cpu" and not math.isfinite(float(found["loss"])):
@@ -330,7 +330,12 @@ class _Loop:
             return self.feed.batch(self.feed.rows[: math.ceil(self._rows_at_once)], 0, 0)
 
         exact = is_deterministic(self.compute, self.feed.device)
-        return asdict(how_to_step(self.module, sample, self.compute, exact, self.total, self.workdir.parent / "probes.json"))
+        while True:
+            steps = self.total * self.feed.accumulate
+            try:
+                return asdict(how_to_step(self.module, sample, self.compute, exact, steps, self.workdir.parent / "probes.json"))
+            except (RuntimeError, MemoryError) as error:
+                self._less_at_once(error)
 
     @property
     def _rows_at_once(self) -> float:

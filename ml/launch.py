@@ -23,7 +23,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from ml import progress
@@ -33,6 +32,7 @@ from ml.fit import Fitted
 from ml.interruption import Interrupted, interruption
 from ml.plan import Plan, read_weights, save_weights
 from ml.recipe import Compute
+from ml.step_probe import How, memory_format
 from ml.training import Training
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -72,7 +72,7 @@ def launch(
     reports.pass_on()
     fitted = _outcome(folder, plan.stage, compute)
     read_weights(training.module, folder / "trained.safetensors")
-    training.module.to(device, memory_format=torch.channels_last).eval()
+    training.module.to(device, memory_format=memory_format(How(**fitted.how))).eval()
     shutil.rmtree(folder)
     return training, fitted
 

@@ -38,6 +38,8 @@ class Graph:
     """The graph beside a model, run by onnxruntime in a process of its own; a context, at whose end the process ends too."""
 
     def __init__(self, folder: Path, threads: int, engine: str = "onnx") -> None:
+        if engine not in GRAPHS:
+            raise InputError(f"unknown engine {engine!r}. Valid: torch, {', '.join(GRAPHS)}.")
         path = Path(folder) / GRAPHS[engine]
         check_libraries()
         if not path.is_file():

@@ -46,7 +46,7 @@ class Plan:
     def build(self, given: nn.Module, device: torch.device) -> Training:
         """The training of `given`, in place."""
         training = self._kind.build(self, given, device)
-        if self.recipe.compute.recompute and hasattr(training.module.backbone, "layers"):
+        if self.recipe.compute.recompute:
             recompute(training.module.backbone)
         return training
 

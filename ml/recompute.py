@@ -14,8 +14,8 @@ from torch.utils.checkpoint import checkpoint
 
 
 def recompute(backbone: nn.Module) -> None:
-    """From now on each of the backbone's layers keeps, for its backward pass, what it was given alone."""
-    for layer in backbone.layers():
+    """From now on each of the backbone's layers keeps, for its backward pass, what it was given alone. A stand-in for remembered features has none."""
+    for layer in backbone.layers() if hasattr(backbone, "layers") else ():
         layer.forward = partial(_forward, layer, layer.forward)
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import os
+import shutil
 import statistics
 import time
 from collections.abc import Callable
@@ -18,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ml.checkpoint import write_atomically
-from ml.contracts import Batch
+from ml.contracts import Batch, InputError
 from ml.recipe import Compilation, Compute, Precision
 
 GAIN = 1.15  # lower precision must be this many times as fast to be worth its rounding
@@ -51,6 +53,8 @@ class Step(nn.Module):
 
 def how_to_step(module: nn.Module, sample: Callable[[], Batch], compute: Compute, deterministic: bool, steps: int, memory: Path) -> How:
     """What the recipe says, and of what it leaves open the fastest for a `sample()`; `steps` are to be made, `memory` is a JSON file of earlier findings."""
+    if compute.compile is Compilation.always and not any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++")):
+        raise InputError("compute.compile=always needs a C++ compiler, and none was found (c++, g++, clang++, CXX). Install one, or set compute.compile=auto.")
     precision = compute.precision.value if compute.precision is not Precision.auto else Precision.float32.value
     how = How(precision, True, compute.compile is Compilation.always)
     if deterministic:
@@ -92,10 +96,8 @@ def _fastest(module: nn.Module, batch: Batch, compute: Compute, how: How, steps:
 def _timed(module: nn.Module, batch: Batch, candidates: list[How]) -> dict[How, float]:
     """Median seconds of a forward and backward pass of each, in turns."""
     device = batch.targets_B.device
-    calls: dict[How, Callable[[], None]] = {}
-    for how in candidates:
-        module_copy = copy.deepcopy(module).to(device, memory_format=memory_format(how)).train()
-        calls[how] = _pass(Step(module_copy, how), batch, how)
+    copies = {layout: copy.deepcopy(module).to(device, memory_format=layout).train() for layout in {memory_format(how) for how in candidates}}
+    calls = {how: _pass(Step(copies[memory_format(how)], how), batch, how) for how in candidates}
     taken: dict[How, list[float]] = {how: [] for how in candidates}
     for repeat in range(REPEATS + 1):
         for how, call in calls.items():

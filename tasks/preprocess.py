@@ -14,7 +14,7 @@ from ml.overview import overview
 from ml.preprocess import preprocess as build_store
 from ml.preprocess import summary
 from ml.recipe import Recipe
-from ml.remote import StorageError
+from ml.remote import Remote, StorageError
 from ml.store import Store
 from tasks.references import DatasetRef
 from tasks.stage import TASK, Run, deferrable, dump
@@ -47,10 +47,12 @@ def preprocess(recipe: Recipe, run: Run) -> DatasetRef:
 
     modules = ["ml.preprocess", recipe.data.source.chosen.__module__, recipe.data.modality.chosen.__module__]
     summary, output = run.stage("preprocess", body, options=options, inputs={"source": source.fingerprint()}, modules=modules, verify=verify)
-    _publish(Store.open(run.stores / output["digest"]), run)
+    path = run.stores / output["digest"]
+    if run.storage is not None:
+        _publish(Store.open(path), run.storage)
     if recipe.registration.onnx:  # before anything is trained for it
-        check_exports(recipe.backbone, recipe.finetuning.head, Store.open(run.stores / output["digest"]).spec)
-    return DatasetRef(summary, output["digest"], str(run.stores / output["digest"]))
+        check_exports(recipe.backbone, recipe.finetuning.head, Store.open(path).spec)
+    return DatasetRef(summary, output["digest"], str(path))
 
 
 def _fetch(digest: str, run: Run) -> str | None:
@@ -72,16 +74,14 @@ def _fetch(digest: str, run: Run) -> str | None:
     return None
 
 
-def _publish(store: Store, run: Run) -> None:
+def _publish(store: Store, storage: Remote) -> None:
     """Copies the store to where other machines reach it, unless it is there."""
     name = f"stores/{store.digest}"
-    if run.storage is None:
-        return
-    with deferrable(run.storage, "preprocess"):
-        if not run.storage.holds(name):
+    with deferrable(storage, "preprocess"):
+        if not storage.holds(name):
             store.verify()
-            run.storage.publish(store.path, name, {file: facts["sha256"] for file, facts in store.manifest["files"].items()})
-            progress.finish("preprocess", f"store copied to {run.storage.url}")
+            storage.publish(store.path, name, {file: facts["sha256"] for file, facts in store.manifest["files"].items()})
+            progress.finish("preprocess", f"store copied to {storage.url}")
 
 
 def _log(stage: StageRun, recipe: Recipe, store: Store) -> None:

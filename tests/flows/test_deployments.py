@@ -21,12 +21,15 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def prefect(environment, folder):
-    """Runs the command `prefect` in the repository's folder, its work and records in another."""
-    given = {**environment, "WARMSTART_HOME": str(folder / "home"), "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}"}
+    """Runs the command `prefect` in a folder that holds the project, its work and its records."""
+    for path in ROOT.iterdir():  # what it works in is where it deploys from, and MLflow's artifacts go there too
+        if path.name in ("flows", "tasks", "ml", "prefect.yaml"):
+            (folder / path.name).symlink_to(path)
+    given = {**environment, "PWD": str(folder), "PYTHONPATH": str(folder), "WARMSTART_HOME": str(folder / "home"), "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}"}
 
     def prefect(*arguments: str) -> str:
         command = [sys.executable, "-m", "prefect", "--no-prompt", *arguments]
-        done = subprocess.run(command, cwd=ROOT, env=given, capture_output=True, text=True, timeout=300, check=False)
+        done = subprocess.run(command, cwd=folder, env=given, capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         return done.stdout
 

@@ -117,7 +117,7 @@ def test_a_storage_that_is_away_stops_no_training_and_is_told_once(tmp_path, sto
         time.sleep(0.3)
         place.unlink()
         until(lambda: storage._state.away_until < time.monotonic() and storage.holds("step-000000002"))
-    assert len(warned) == 1 and "its checkpoints stay on this machine for now" in warned[0]
+    assert len(warned) == 1 and "its checkpoints stay on this machine until" in warned[0]
 
 
 def test_what_is_needed_to_go_on_must_be_readable(tmp_path, storage, warned):

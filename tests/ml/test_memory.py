@@ -48,6 +48,13 @@ def test_fewer_rows_at_once_give_the_same_update(tmp_path, caplog):
     assert digest(model) == digest(other)
 
 
+def test_a_probe_that_runs_out_is_made_on_fewer_rows(tmp_path, caplog):
+    train(tmp_path / "warm", batch_size=48, compute={"deterministic": False, "compile": "never"})
+    with little_memory():
+        _, fitted = train(tmp_path / "little", watch=hungry, batch_size=48, compute={"deterministic": False, "compile": "never"})
+    assert fitted.accumulate >= 4 and fitted.steps == 4 and "memory ran out with 48 rows" in caplog.text
+
+
 def test_what_needs_too_much_for_a_row_is_told_so(tmp_path, monkeypatch):
     monkeypatch.setattr(f"{__name__}.EACH", 20 * EACH)
     with little_memory(), pytest.raises(InputError, match=r"memory ran out in toy, with 3 rows at once.*compute\.recompute=true"):

@@ -111,6 +111,8 @@ def test_graphs_that_are_not_there_or_damaged(tmp_path):
         Graph(tmp_path, 1)
     with pytest.raises(InputError, match=r"registration\.int8=true"):
         Graph(tmp_path, 1, "int8")
+    with pytest.raises(InputError, match=r"unknown engine 'tpu'\. Valid: torch, onnx, int8"):
+        Graph(tmp_path, 1, "tpu")
     (tmp_path / FILE).write_bytes(b"no graph")
     with pytest.raises(RuntimeError, match="ended with 1"):
         Graph(tmp_path, 1)

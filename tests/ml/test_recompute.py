@@ -12,7 +12,7 @@ from ml.recompute import recompute
 
 LARGE = {"resnet34", "resnet50", "vgg16", "vit-b16"}
 IMAGES = [name for name, one in BACKBONES.items() if "image" in one.modalities and name not in LARGE]
-TEXTS = [name for name in ("bert", "gpt", "text-cnn") if name in BACKBONES]
+TEXTS = [name for name, one in BACKBONES.items() if "text" in one.modalities]
 
 
 def image(name: str):

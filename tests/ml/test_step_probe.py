@@ -9,7 +9,7 @@ from torch import nn
 from toy import losses, train
 
 from ml import step_probe
-from ml.contracts import Batch, StepResult
+from ml.contracts import Batch, InputError, StepResult
 from ml.recipe import Compute
 from ml.step_probe import How, how_to_step
 
@@ -71,6 +71,12 @@ def test_compilation_has_to_pay(tmp_path, monkeypatch, faster, steps, compiled):
     monkeypatch.setattr(step_probe, "_timed", timed)
     found = how_to_step(Network(), batch, Compute(precision="float32"), False, steps, tmp_path / "probes.json")
     assert found.compiled == compiled and any(how.compiled for how in tried) == (steps > 600)
+
+
+def test_compilation_without_a_compiler_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(InputError, match=r"C\+\+ compiler.*compute\.compile=auto"):
+        how_to_step(Network(), batch, Compute(compile="always"), True, 1, tmp_path / "probes.json")
 
 
 def test_compiled_steps_learn_the_same(tmp_path):
