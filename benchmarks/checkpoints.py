@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.harness import machine, median, run
+from benchmarks.harness import arguments, machine, median, run
 from ml import fit
 from ml.checkpoint_writer import Writer
 from ml.contracts import Batch, StepResult
@@ -99,13 +99,10 @@ class Numbers:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.checkpoints", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments("checkpoints", __doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=[10, 100, 500], help="MB of a checkpoint")
-    parser.add_argument("--pairs", type=int, default=7, help="rounds of the three arms for each size")
     parser.add_argument("--seconds", type=float, default=60.0, help="length of each training")
     parser.add_argument("--every", type=float, default=10.0, help="fit.checkpoint_seconds")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="CPU threads of each process")
-    parser.add_argument("--output", type=Path, help="JSON file for all measurements")
     parser.add_argument("--one", nargs=3, metavar=("ARM", "MB", "STEPS"), help=argparse.SUPPRESS)  # one training, in a process of its own
     parser.add_argument("--stalls", type=int, metavar="MB", help=argparse.SUPPRESS)
     given = parser.parse_args()

@@ -1,7 +1,7 @@
 """What tracking costs a training: `python -m benchmarks.tracking`.
 
     python -m benchmarks.tracking --output tracking.json                  # the measurement
-    python -m benchmarks.tracking --rounds 2 --steps 300 --megabytes 5    # does it work?
+    python -m benchmarks.tracking --pairs 2 --steps 300 --megabytes 5    # does it work?
 
 A step is arithmetic of some 5 ms; after each, one metric is reported: 10,000 in all. `none` reports nothing, `ours` reports through a stage's run, to whose end
 (all rows in MLflow) it is timed, and whose rows are counted then; `synchronous` calls mlflow.log_metric. All do the same arithmetic, in turns, against a
@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.harness import machine, median, run
+from benchmarks.harness import arguments, machine, median, run
 
 ARMS = ("none", "ours", "synchronous")
 SHARE_GOAL, MODEL_GOAL = 0.005, 1.5
@@ -33,12 +33,9 @@ STEP_SECONDS, SIZE = 0.005, 128
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.tracking", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7, help="rounds of all arms")
+    parser = arguments("tracking", __doc__)
     parser.add_argument("--steps", type=int, default=10_000, help="steps, and so metrics, of each training")
     parser.add_argument("--megabytes", type=int, default=50, help="size of the model")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="CPU threads of each process")
-    parser.add_argument("--output", type=Path, help="JSON file for all measurements")
     parser.add_argument("--one", nargs=2, metavar=("ARM", "PRODUCTS"), help=argparse.SUPPRESS)  # one arm, in a process of its own
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
@@ -63,10 +60,10 @@ def main() -> None:
             return found
 
         products, rounds = calibrated(), []
-        for number in range(given.rounds):
+        for number in range(given.pairs):
             turned = number % len(ARMS)
             rounds.append({arm: child(arm, number) for arm in (*ARMS[turned:], *ARMS[:turned], "model")})
-            print(f"{number + 1} of {given.rounds}: {rounds[-1]}", file=sys.stderr, flush=True)
+            print(f"{number + 1} of {given.pairs}: {rounds[-1]}", file=sys.stderr, flush=True)
     result |= {"figures": figures(rounds), "rows": [one["ours"]["rows"] for one in rounds], "rounds": rounds}
     if given.output:
         given.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
