@@ -213,6 +213,12 @@ class _Loop:
             "What compares the rows of a batch with one another, such as simclr, compares fewer.",
         )
 
+    def _take_up(self, parts: int) -> None:
+        """Goes on from what was saved last, since a step that broke off may have changed what is no parameter, such as running statistics."""
+        self._restore()
+        self._gather(parts)
+        self._save()
+
     def _gather(self, parts: int) -> None:
         """From now on each update is gathered from so many parts of its batch."""
         self.state.accumulate = parts
@@ -229,7 +235,10 @@ class _Loop:
             found = self.updates.gradients(batches)
         except (RuntimeError, MemoryError) as error:
             self._less_at_once(error)
+            found = None
+        if found is None:  # here, where no error holds the memory of the step any more
             self.updates.forget()
+            self._take_up(self.feed.accumulate)
             return False
         # Before the update on a CPU. Elsewhere reading the loss would stall the device: there a window's mean is looked
         # at, and only weights that passed are saved.

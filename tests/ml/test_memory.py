@@ -48,6 +48,31 @@ def test_fewer_rows_at_once_give_the_same_update(tmp_path, caplog):
     assert digest(model) == digest(other)
 
 
+class HungryLater(Model):
+    """Has enough for the first part of an update, and breaks off in the second."""
+
+    calls = 0
+
+    def step(self, batch):
+        HungryLater.calls += 1
+        result = super().step(batch)  # which moves running statistics
+        if HungryLater.calls == 2:
+            raise MemoryError
+        return result
+
+
+def test_an_update_that_broke_off_leaves_no_trace(tmp_path, monkeypatch, caplog):
+    def later(model):
+        model.__class__ = HungryLater
+        return model
+
+    monkeypatch.setattr(HungryLater, "calls", 0)
+    expected, _ = train(tmp_path / "enough", batch_size=48, accumulate=4)
+    model, fitted = train(tmp_path / "late", watch=later, batch_size=48, accumulate=2)
+    assert fitted.accumulate == 4 and fitted.steps == 4 and "memory ran out with 24 rows" in caplog.text
+    assert digest(model) == digest(expected)
+
+
 def test_a_probe_that_runs_out_is_made_on_fewer_rows(tmp_path, caplog):
     train(tmp_path / "warm", batch_size=48, compute={"deterministic": False, "compile": "never"})
     with little_memory():
