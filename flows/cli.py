@@ -129,6 +129,23 @@ def check(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = Fal
 
 
 @app.command()
+def join() -> None:
+    """Train along with other machines.
+
+    Takes part in each training of several machines that is started by another one with the same WARMSTART_HOME; until interrupted.
+    """
+    import logging
+
+    from ml.interruption import interruption
+    from ml.joining import join as take_part
+    from tasks.stage import home
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    with interruption() as asked:
+        take_part(home() / "work", lambda: asked.requested)
+
+
+@app.command()
 def promote(
     model: Annotated[str, typer.Argument(help="A registered model's name.")],
     version: Annotated[int, typer.Argument(help="The version to make the champion.")],

@@ -63,7 +63,7 @@ def launch(
     training = plan.build(given, device)
     save_weights(training.module, folder / "module.safetensors")
     reports = _Reports(folder / "reports.jsonl", report, plan.stage)
-    with _launched(command(folder), _environment() | variables, folder / "logs" / "launcher.log") as launcher, interruption() as asked:
+    with running(command(folder), environment() | variables, folder / "logs" / "launcher.log") as launcher, interruption() as asked:
         while launcher.poll() is None and "error" not in _told(folder):  # for which the others wait in vain, and which no restart helps
             reports.pass_on()
             if asked.requested:
@@ -87,7 +87,7 @@ def _write(plan: Plan, given: nn.Module, folder: Path, report: Report) -> None:
 
 
 @contextmanager
-def _launched(command: Sequence[str], environment: Mapping[str, str], path: Path) -> Iterator[subprocess.Popen]:
+def running(command: Sequence[str], environment: Mapping[str, str], path: Path) -> Iterator[subprocess.Popen]:
     """The launcher, while the block runs; after it, no process is left."""
     with path.open("w") as log:
         launcher = subprocess.Popen(command, bufsize=0, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment, start_new_session=True)
@@ -101,11 +101,12 @@ def _launched(command: Sequence[str], environment: Mapping[str, str], path: Path
             launcher.wait()
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
+    """Of a launcher."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     # The working folder may hold a module named like one of ours.
-    ours = {"PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
+    ours = {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(GRACE)}
     # Processes that spin take each other's cores: see docs/decisions/0013.
     return kept | {"OMP_WAIT_POLICY": "PASSIVE"} | ours
 
@@ -153,7 +154,7 @@ def _outcome(folder: Path, stage: str, compute: Compute) -> Fitted:
         logs = sorted(folder.glob("logs/**/*.log"), key=lambda path: path.stat().st_mtime)
         said = "\n".join(f"{path.relative_to(folder)}:\n{text[-LAST:]}" for path in logs[-3:] if (text := path.read_text(errors="replace").strip()))
         raise RanksFailed(
-            f"the {compute.workers} processes of {stage} ended {compute.max_restarts + 1} times before they were done (compute.max_restarts is "
+            f"the {compute.processes} processes of {stage} ended {compute.max_restarts + 1} times before they were done (compute.max_restarts is "
             f"{compute.max_restarts}). The same command goes on from the last checkpoint. They said last:\n{said}"
         )
     if "error" in outcome:

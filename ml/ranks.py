@@ -27,9 +27,9 @@ _patient: dist.ProcessGroup | None = None
 def begin(device: torch.device, silence: float) -> None:
     """Joins the process group that the environment describes; a rank that is silent for `silence` seconds ends a step's exchange with an error."""
     store, rank, count = next(dist.rendezvous("env://", timeout=timedelta(seconds=silence)))
-    # The launcher's store outlives a restart: it holds addresses of ranks that are gone.
-    attempt = dist.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-    dist.init_process_group(backend_of(device), store=attempt, rank=rank, world_size=count, timeout=timedelta(seconds=silence))
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # the launcher's outlives a restart: it holds addresses of ranks that are gone
+        store = dist.PrefixStore(f"attempt-{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+    dist.init_process_group(backend_of(device), store=store, rank=rank, world_size=count, timeout=timedelta(seconds=silence))
     adopt()
 
 

@@ -7,6 +7,7 @@ an InputError that names the key. The same model is the flow's parameter, so Pre
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -185,20 +186,28 @@ class Compute(Section):
     compile: Compilation = Field(Compilation.auto, description="Compile the steps: always, never, or auto: where a short probe finds that it saves more time than it takes; not where the run must be deterministic.")
     recompute: bool = Field(False, description="Compute activations anew in the backward pass: a fraction of their memory, for a third more time.")
     engine: EngineName = Field(EngineName.local, description=f"What a training runs in: {', '.join(ENGINES)}. local is this process, torchrun starts `workers` of them, ray has a Ray cluster do so.")
-    workers: int = Field(1, ge=1, le=1024, description="Processes that share each batch of a training, on a GPU each where there are any: of this machine, or of the Ray cluster at `address`.")
-    address: str = Field("", description="Ray cluster of the engine ray: ray://HOST:PORT, or HOST:PORT or auto on one of its machines; empty starts one on this machine alone.")
+    workers: int = Field(1, ge=1, le=1024, description="Workers that share each batch of a training: processes of this machine or of the Ray cluster; of torchrun with an `address`, machines.")
+    devices_per_worker: int = Field(1, ge=1, le=128, description="Processes of each worker, on a GPU each where there are any.")
+    address: str = Field("", max_length=300, description="Where other machines are. ray: the cluster, ray://HOST:PORT, or HOST:PORT or auto on one of its machines; empty starts one on this machine alone. torchrun: HOST:PORT of this machine, where those meet that `warmstart join`.")
     max_restarts: int = Field(3, ge=0, le=1000, description="How often a training whose processes died or hung is started again from its last checkpoint.")
     timeout: float = Field(600.0, gt=0, description="Seconds after which a process that is silent within a step counts as hung.")
 
     @model_validator(mode="after")
     def _enough(self) -> Compute:
-        if self.workers > 1 and not ENGINES[self.engine.value].several:
+        name, engine = self.engine.value, ENGINES[self.engine.value]
+        if self.processes > 1 and not engine.several:
             several = [name for name, one in ENGINES.items() if one.several]
-            raise ValueError(f"engine {self.engine.value!r} trains in one process, found workers={self.workers}. Engines for more: {', '.join(several)}.")
-        if self.address and not ENGINES[self.engine.value].remote:
-            remote = [name for name, one in ENGINES.items() if one.remote]
-            raise ValueError(f"engine {self.engine.value!r} trains on this machine, found address={self.address}. Engines for a cluster: {', '.join(remote)}.")
+            raise ValueError(f"engine {name!r} trains in one process, found workers={self.workers} with devices_per_worker={self.devices_per_worker}. Engines for more: {', '.join(several)}.")
+        if self.address and not re.fullmatch(engine.address, self.address):
+            elsewhere = [name for name, one in ENGINES.items() if one.address]
+            takes = "takes an address of the form HOST:PORT" if engine.address else f"trains on this machine; engines for several: {', '.join(elsewhere)}"
+            raise ValueError(f"engine {name!r} {takes}. Found address={self.address}.")
         return self
+
+    @property
+    def processes(self) -> int:
+        """How many train together."""
+        return self.workers * self.devices_per_worker
 
 
 class Recipe(Section):

@@ -25,18 +25,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Engine:
-    """Where an engine is; whether it trains in `several` processes, and in a `remote` cluster; the package that it `needs`, which is the extra's name too."""
+    """Where an engine is; whether it trains in `several` processes; the form of an `address` at which it finds other machines; the package that it `needs`, which is the extra's name too."""
 
     module: str
     several: bool = False
-    remote: bool = False
+    address: str = ""
     needs: str = ""
 
 
 ENGINES: dict[str, Engine] = {
     "local": Engine("ml.engines.local"),
-    "torchrun": Engine("ml.engines.torchrun", several=True),
-    "ray": Engine("ml.engines.ray_train", several=True, remote=True, needs="ray"),
+    "torchrun": Engine("ml.engines.torchrun", several=True, address=r"[^\s:/]+:\d{1,5}"),
+    "ray": Engine("ml.engines.ray_train", several=True, address=r"\S+", needs="ray"),
 }
 
 

@@ -55,7 +55,7 @@ def _connected(compute: Compute) -> Iterator[None]:
             except (ConnectionError, RuntimeError, ValueError) as error:
                 raise InputError(f"cannot train on the Ray cluster at compute.address={compute.address}: {' '.join(str(error).split())[:300]}") from None
         else:
-            ray.init("local", num_cpus=compute.workers, object_store_memory=OBJECTS, _temp_dir=home, include_dashboard=False, **quiet)
+            ray.init("local", num_cpus=compute.processes, object_store_memory=OBJECTS, _temp_dir=home, include_dashboard=False, **quiet)
         try:
             yield
         finally:
@@ -68,7 +68,7 @@ def _train(folder: Path, compute: Compute) -> None:
         trainer = ray.train.torch.TorchTrainer(
             partial(_rank, str(folder), device.type),
             torch_config=ray.train.torch.TorchConfig(backend=ranks.backend_of(device), timeout_s=compute.timeout),
-            scaling_config=ray.train.ScalingConfig(num_workers=compute.workers, use_gpu=device.type == "cuda"),
+            scaling_config=ray.train.ScalingConfig(num_workers=compute.processes, use_gpu=device.type == "cuda"),
             run_config=ray.train.RunConfig(
                 name="train",
                 storage_path=str(folder / "ray"),
@@ -88,8 +88,8 @@ def _device(compute: Compute) -> torch.device:
     there = ray.cluster_resources()
     gpu = compute.device == "cuda" or (compute.device == "auto" and there.get("GPU", 0) > 0)
     found = int(there.get("GPU" if gpu else "CPU", 0))
-    if found < compute.workers:
-        raise InputError(f"compute.workers is {compute.workers}, but the Ray cluster has {found} {'GPU' if gpu else 'CPU'}s: a process needs one of its own")
+    if found < compute.processes:
+        raise InputError(f"{compute.processes} processes are to train, but the Ray cluster has {found} {'GPU' if gpu else 'CPU'}s: each needs one of its own. Lower compute.workers or compute.devices_per_worker")
     return torch.device("cuda" if gpu else "cpu")
 
 

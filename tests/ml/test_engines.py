@@ -28,9 +28,9 @@ ray.shutdown()
 
 @pytest.fixture(scope="module")
 def two(engine):
-    """Two processes of an engine: on a running cluster, where it can be given one."""
+    """Two processes of an engine: on a cluster that runs, where it needs one."""
     settings = [f"compute.engine={engine}", "compute.workers=2", "compute.timeout=60"]
-    if not ENGINES[engine].remote:
+    if not ENGINES[engine].needs:
         yield settings
         return
     with TemporaryDirectory(prefix="ray-") as folder, pytest.MonkeyPatch.context() as patch:
