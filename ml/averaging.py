@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from ml.shards import part
+
 Weights = dict[str, Tensor]
 
 
@@ -20,7 +22,7 @@ def average(ema: Weights, module: nn.Module, decay: float) -> None:
     """Moves the average towards the module by 1 − decay, in place; what is no float, such as a counter, is copied."""
     state = module.state_dict()
     floats = [name for name, value in state.items() if value.is_floating_point()]
-    torch._foreach_lerp_([ema[name] for name in floats], [state[name].detach() for name in floats], 1 - decay)
+    torch._foreach_lerp_([part(ema[name]) for name in floats], [part(state[name].detach()) for name in floats], 1 - decay)
     for name in state.keys() - set(floats):
         ema[name].copy_(state[name])
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ml import ranks
 
+T = TypeVar("T")
+
 
 class Coupled:
     """Calls `module`. With several ranks its gradients are those of the mean of their losses, once `renew` was called."""
 
-    def __init__(self, module: nn.Module):
-        self.module, self.called = module, module
+    def __init__(self, module: nn.Module, groups: list[dict[str, Any]]):
+        self.module, self.called, self.groups = module, module, groups
         self.learns: list[bool] = []
 
     def __call__(self, *inputs: Any) -> Any:
@@ -33,3 +36,7 @@ class Coupled:
     def alone(self) -> AbstractContextManager:
         """Within it gradients stay in a rank: they go along with those of the next step outside."""
         return self.called.no_sync() if self.learns else nullcontext()
+
+    def told(self, make: Callable[[], T]) -> T:
+        """What `make`, which may call the module or parts of it, gives in rank 0, where alone it is called; plain data, in all ranks."""
+        return ranks.told(make)

@@ -4,8 +4,8 @@ What a step does is a pure function of the weights and (seed, epoch, step): the 
 global generators are seeded from it before each step. So a checkpoint needs no generator's state, and a run that was
 killed gives on a CPU the same losses as one that never was.
 
-Several ranks (ml.ranks) each take their part of every batch; weights, optimizer and position are the same in all of them after each step. Rank 0
-alone validates, reports and writes checkpoints, which any number of ranks can go on from.
+Several ranks (ml.ranks) each take their part of every batch; weights, optimizer and position are the same in all of them after each step, or each has its
+part of them (ml.shards). Rank 0 alone reports and writes checkpoints, which hold whole tensors: any number of ranks can go on from them.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from ml.memory import ran_out
 from ml.read_ahead import read_ahead
 from ml.recipe import Compute, Fit
 from ml.schedule import epochs_of, rate
+from ml.shards import placed, whole
 from ml.step_probe import How, how_to_step, memory_format
 from ml.update import Updates
 
@@ -137,17 +138,18 @@ class _Loop:
         self._check()
         device = self.feed.device
         self.module.to(device)
-        self.updates = Updates(self.module, self.groups, self.settings, device)
-        resumed = self._restore()
-        if not resumed:
-            self.state.how = ranks.told(self._how)
+        saved = self._saved()
+        self.state.how = saved["state"]["how"] if saved else ranks.told(self._how)
         how = How(**self.state.how)
         self.module.to(memory_format=memory_format(how))
+        self.updates = Updates(self.module, self.groups, self.settings, self.compute.strategy, how, device)
+        if saved:
+            self._take(saved)
+        else:
+            self.ema = weights_of(self.module) if self.settings.ema else None
         if self.state.processes[-1:] != [ranks.count()]:
             self.state.processes = [*self.state.processes, ranks.count()]
-        self.updates.begin(how)
-        if not resumed:
-            self.ema = weights_of(self.module) if self.settings.ema else None
+        if not saved:
             self.first = copy.deepcopy(self._content())
         with self.writer:
             self._train(asked)
@@ -215,7 +217,7 @@ class _Loop:
 
     def _take_up(self, parts: int) -> None:
         """Goes on from what was saved last, since a step that broke off may have changed what is no parameter, such as running statistics."""
-        self._restore()
+        self._take(self._saved())
         self._gather(parts)
         self._save()
 
@@ -276,7 +278,7 @@ class _Loop:
             self.module.eval()
             self.training = False
             with torch.no_grad():
-                metrics = self.state.metrics = ranks.told(lambda: {name: float(value) for name, value in self.validate(self.module).items()})
+                metrics = self.state.metrics = self.updates.coupled.told(lambda: {name: float(value) for name, value in self.validate(self.module).items()})
             self.report({**metrics, "epoch": epoch + 1}, self.state.step)
             if not self.metric:
                 return
@@ -304,32 +306,38 @@ class _Loop:
         return self.feed.device.type == "cpu" and torch.get_num_threads() * ranks.count() >= len(os.sched_getaffinity(0))
 
     def _save(self) -> None:
-        ranks.told(lambda: self.writer.save(self.state.step, self._content()))
+        content = whole(self._content())
+        ranks.told(lambda: self.writer.save(self.state.step, content))
         self.first = None
 
-    def _restore(self) -> bool:
+    def _saved(self) -> dict[str, Any] | None:
+        """The newest checkpoint, or what there was at first."""
         self.writer.wait()
-        saved = ranks.in_turn(lambda: checkpoint.load(self.writer.folder, self.feed.device)) or copy.deepcopy(self.first)
-        if saved is None:
-            return False
+        return ranks.in_turn(lambda: checkpoint.load(self.writer.folder)) or copy.deepcopy(self.first)
+
+    def _take(self, saved: dict[str, Any]) -> None:
+        """Goes on from what was saved."""
         self.state = _State(**saved["state"])
         if self.state.accumulate > self.settings.accumulate:
             self._gather(self.state.accumulate)
-        self.module.load_state_dict(saved["module"])
+        own = self.module.state_dict()
+        module, self.ema, self.best = (saved[name] and {key: placed(value, own[key]) for key, value in saved[name].items()} for name in ("module", "ema", "best"))
+        self.module.load_state_dict(module)
         self.updates.load(saved)
-        self.ema, self.best = saved["ema"], saved["best"]
-        self.curves.sums, self.curves.counted = saved["sums"], saved["counted"]
-        return True
+        self.curves.sums = {name: value.to(self.feed.device) for name, value in saved["sums"].items()}
+        self.curves.counted = saved["counted"]
 
     def _go_back(self, loss: float) -> None:
         """Takes up the last checkpoint (or the first weights) at half the learning rate, a bounded number of times."""
         step, retries, factor = self.state.step, self.state.retries, self.state.rate_factor
-        if retries >= RETRIES or not self._restore():
+        saved = self._saved() if retries < RETRIES else None
+        if saved is None:
             raise NonFiniteLoss(
                 f"the loss of {self.stage} became {loss} at step {step + 1} of {self.total}, at learning rate {self.settings.learning_rate * factor:g}"
                 f"{f' after {retries} returns to the last checkpoint' if retries else ''}. Lower fit.learning_rate, set fit.clip to 1, "
                 f"or use float32 (compute.precision)."
             )
+        self._take(saved)
         self.state.retries, self.state.rate_factor = retries + 1, factor / 2
         self.report({"train/returns": float(self.state.retries)}, step + 1)
         self._save()

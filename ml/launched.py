@@ -64,8 +64,7 @@ def _train(folder: Path, join: Callable[[Compute], torch.device]) -> dict[str, A
     reports = Reports(folder / "reports.jsonl") if ranks.rank() == 0 else None
     progress.listen(reports)
     fitted = fit(**training.arguments(), compute=plan.recipe.compute, workdir=folder.parent, report=reports or (lambda metrics, step: None))
-    if ranks.rank() == 0:
-        save_weights(training.module, folder / "trained.safetensors")
+    save_weights(training.module, folder / "trained.safetensors")
     return asdict(fitted)
 
 

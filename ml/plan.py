@@ -19,9 +19,10 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from ml import finetuning, pretraining
+from ml import finetuning, pretraining, ranks
 from ml.recipe import Recipe, parse
 from ml.recompute import recompute
+from ml.shards import whole
 from ml.splitting import Split
 from ml.store import Store
 from ml.training import Training
@@ -71,9 +72,10 @@ class Plan:
 
 
 def save_weights(module: nn.Module, path: Path) -> None:
-    """Writes all parameters and buffers by name."""
-    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in module.state_dict().items()}
-    safetensors.torch.save_file(tensors, path)
+    """Writes all parameters and buffers by name; where there are several ranks all call it, and rank 0 writes."""
+    tensors = whole(dict(module.state_dict()))
+    if ranks.rank() == 0:
+        safetensors.torch.save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, path)
 
 
 def read_weights(module: nn.Module, path: Path) -> None:

@@ -57,6 +57,11 @@ class Precision(enum.StrEnum):
     float16 = "float16"
 
 
+class Strategy(enum.StrEnum):
+    ddp = "ddp"
+    fsdp = "fsdp"
+
+
 class Compilation(enum.StrEnum):
     auto = "auto"
     always = "always"
@@ -188,6 +193,7 @@ class Compute(Section):
     engine: EngineName = Field(EngineName.local, description=f"What a training runs in: {', '.join(ENGINES)}. local is this process, torchrun starts `workers` of them, ray has a Ray cluster do so.")
     workers: int = Field(1, ge=1, le=1024, description="Workers that share each batch of a training: processes of this machine or of the Ray cluster; of torchrun with an `address`, machines.")
     devices_per_worker: int = Field(1, ge=1, le=128, description="Processes of each worker, on a GPU each where there are any.")
+    strategy: Strategy = Field(Strategy.ddp, description="What each process holds: ddp all weights, gradients and the optimizer's state, fsdp a part of them, for networks that do not fit beside one another.")
     address: str = Field("", max_length=300, description="Where other machines are. ray: the cluster, ray://HOST:PORT, or HOST:PORT or auto on one of its machines; empty starts one on this machine alone. torchrun: HOST:PORT of this machine, where those meet that `warmstart join`.")
     max_restarts: int = Field(3, ge=0, le=1000, description="How often a training whose processes died or hung is started again from its last checkpoint.")
     timeout: float = Field(600.0, gt=0, description="Seconds after which a process that is silent within a step counts as hung.")
@@ -198,6 +204,9 @@ class Compute(Section):
         if self.processes > 1 and not engine.several:
             several = [name for name, one in ENGINES.items() if one.several]
             raise ValueError(f"engine {name!r} trains in one process, found workers={self.workers} with devices_per_worker={self.devices_per_worker}. Engines for more: {', '.join(several)}.")
+        if self.strategy is Strategy.fsdp and self.processes == 1:
+            several = [name for name, one in ENGINES.items() if one.several]
+            raise ValueError(f"strategy 'fsdp' divides a training over several processes, found workers=1. Set compute.workers to 2 or more and compute.engine to {' or '.join(several)}, or compute.strategy to ddp.")
         if self.address and not re.fullmatch(engine.address, self.address):
             elsewhere = [name for name, one in ENGINES.items() if one.address]
             takes = "takes an address of the form HOST:PORT" if engine.address else f"trains on this machine; engines for several: {', '.join(elsewhere)}"

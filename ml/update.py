@@ -14,30 +14,28 @@ from ml import ranks
 from ml.contracts import Batch
 from ml.coupling import Coupled
 from ml.optimizer import optimizer_of
-from ml.recipe import Fit
+from ml.recipe import Fit, Strategy
+from ml.sharding import Sharded
+from ml.shards import placed
 from ml.shared_norm import share_statistics
 from ml.step_probe import How, Step
 
 MIXED = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
+STRATEGIES = {Strategy.ddp: Coupled, Strategy.fsdp: Sharded}
 
 
 class Updates:
-    """Makes updates of `module`, whose parameters `groups` name with their peak rates; `begin` says how, once what was saved is loaded."""
+    """Makes updates of `module`, whose parameters `groups` name with their peak rates, as `how` and `strategy` say."""
 
-    def __init__(self, module: nn.Module, groups: list[dict[str, Any]], settings: Fit, device: torch.device):
-        self.module, self.groups, self.settings, self.device = module, groups, settings, device
-        self.trained = [parameter for group in groups for parameter in group["params"]]
-        self.optimizer = optimizer_of(settings, groups, device)
-        self._scaler: dict[str, Any] | None = None
-
-    def begin(self, how: How) -> None:
+    def __init__(self, module: nn.Module, groups: list[dict[str, Any]], settings: Fit, strategy: Strategy, how: How, device: torch.device):
+        self.module, self.settings, self.device = module, settings, device
         AcceleratorState._reset_state(True)  # each training has its own precision
-        self.accelerator = Accelerator(mixed_precision=MIXED[how.precision], cpu=self.device.type == "cpu")
-        step_module, self.optimizer = self.accelerator.prepare(Step(self.module, how), self.optimizer)
-        self.coupled = Coupled(step_module)
-        share_statistics(self.module)
-        if self._scaler is not None and self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(self._scaler)
+        self.accelerator = Accelerator(mixed_precision=MIXED[how.precision], cpu=device.type == "cpu")
+        self.coupled = STRATEGIES[strategy](self.accelerator.prepare(Step(module, how)), groups)
+        self.groups = self.coupled.groups
+        self.trained = [parameter for group in self.groups for parameter in group["params"]]
+        self.optimizer = self.accelerator.prepare(optimizer_of(settings, self.groups, device))
+        share_statistics(module)
 
     def renew(self) -> None:
         """To be called whenever parameters may have begun or ceased to learn."""
@@ -78,8 +76,15 @@ class Updates:
 
     def load(self, state: dict[str, Any]) -> None:
         """Takes up what `state` gave."""
-        self.optimizer.load_state_dict(state["optimizer"])
-        self._scaler = state["scaler"]
+        saved, scaler = state["optimizer"], self.accelerator.scaler
+        moments = {number: self._placed(one, self.trained[number]) for number, one in saved["state"].items()}
+        self.optimizer.load_state_dict({**saved, "state": moments})
+        if scaler is not None and state["scaler"] is not None:
+            scaler.load_state_dict(state["scaler"])
+
+    def _placed(self, moments: dict[str, Tensor], parameter: Tensor) -> dict[str, Tensor]:
+        """What the optimizer keeps of a parameter, lying as that does; its counters as they are."""
+        return {name: placed(value, parameter) if value.shape == parameter.shape else value for name, value in moments.items()}
 
     def _backward(self, loss: Tensor) -> None:
         """As accelerate's own, which looks at each step whether a package is installed: 4 % of a small network's time."""

@@ -17,9 +17,10 @@ from ml import ranks
 from ml.fit import fit
 from ml.interruption import Interrupted
 from ml.plan import Plan, read_weights, save_weights
+from ml.recipe import Strategy
 
 
-def act(plan: str, workdir: str, stop: int = 0) -> None:
+def act(plan: str, workdir: str, stop: int = 0, strategy: str = "ddp") -> None:
     """One training in `workdir`, stopped at the step `stop`; leaves its curve and its weights there."""
     planned, folder = Plan.read(Path(plan)), Path(workdir)
     given = planned.bare()
@@ -35,15 +36,16 @@ def act(plan: str, workdir: str, stop: int = 0) -> None:
         if step == stop and not known and ranks.rank() == ranks.count() - 1:  # one of them is asked, once: all must stop
             os.kill(os.getpid(), signal.SIGTERM)
 
+    compute = planned.recipe.compute.model_copy(update={"strategy": Strategy(strategy)})
     try:
-        fitted = fit(**training.arguments(), compute=planned.recipe.compute, workdir=folder, report=report)
+        fitted = fit(**training.arguments(), compute=compute, workdir=folder, report=report)
     except Interrupted:
         assert stop
     else:
         curve["processes"] = fitted.processes
     if ranks.rank() == 0:
         file.write_text(json.dumps(curve))
-        save_weights(training.module, folder / "weights.safetensors")
+    save_weights(training.module, folder / "weights.safetensors")
 
 
 def enter(rank: int, count: int, store: str, actions: list[dict]) -> None:

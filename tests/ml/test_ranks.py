@@ -13,7 +13,7 @@ import torch
 
 from ml.plan import Plan, save_weights
 from ml.preprocess import preprocess
-from ml.recipe import load
+from ml.recipe import Strategy, load
 from ml.splitting import split
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -65,7 +65,8 @@ def trained(tmp_path_factory, tiny, tiny_text, tiny_heads):
 
     begun = [
         group(1, *[action(case, "1") for case in CASES], action("simclr", "1 then 2", stop=STOP)),
-        group(2, *[action(case, "2") for case in CASES], action("simclr", "2 then 1", stop=STOP)),
+        group(2, *[action(case, "ddp") for case in CASES], action("simclr", "2 then 1", stop=STOP)),
+        group(2, *[action(case, "fsdp", strategy="fsdp") for case in CASES]),
     ]
     ended = [group(1, action("simclr", "2 then 1")), group(2, action("simclr", "1 then 2"))]
     (folder / "jobs.json").write_text(json.dumps([begun, ended]))
@@ -97,9 +98,10 @@ def same(one: Path, other: Path) -> None:
         torch.testing.assert_close(weights[1][name], value, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
 
 
+@pytest.mark.parametrize("strategy", Strategy)
 @pytest.mark.parametrize("case", CASES)
-def test_two_ranks_learn_what_one_process_learns(case, trained):
-    same(trained / case / "1", trained / case / "2")
+def test_two_ranks_learn_what_one_process_learns(case, strategy, trained):
+    same(trained / case / "1", trained / case / strategy.value)
     losses = [metrics["train/loss"] for _, metrics in sorted(curve(trained / case / "1").items()) if "train/loss" in metrics]
     assert max(losses) > 1.001 * min(losses), "nothing was learnt"
 
