@@ -30,7 +30,7 @@ from ml.crash import crash_point
 from ml.curves import Curves
 from ml.determinism import determinism, is_deterministic, seed_generators
 from ml.feed import Feed, seed_of
-from ml.interruption import Interrupted, Interruption, interruption
+from ml.interruption import Interruption, interruption
 from ml.memory import ran_out
 from ml.read_ahead import read_ahead
 from ml.recipe import Compute, Fit
@@ -111,7 +111,8 @@ def fit(
     epoch `validate(module)` gives metrics, of which `metric` chooses the best. Goes on from the newest checkpoint in `workdir`.
     """
     loop = _Loop(module, feed, settings, compute, stage, groups, workdir, report, prepare, validate, metric, 1 if higher_is_better else -1)
-    with interruption() as asked, determinism(is_deterministic(compute, feed.device)):
+    limit = compute.time_limit if ranks.rank() == 0 else None  # all stop with the first one
+    with interruption(limit) as asked, determinism(is_deterministic(compute, feed.device)):
         return loop.run(asked)
 
 
@@ -195,7 +196,7 @@ class _Loop:
                     clock = saved_at = time.perf_counter()
                 if stop:
                     self.writer.wait()
-                    raise Interrupted(f"{self.stage} was stopped at step {self.state.step} of {self.total}; the same command goes on from there")
+                    raise asked.error(f"{self.stage} was stopped at step {self.state.step} of {self.total}; the same command goes on from there")
                 began = time.perf_counter()
 
     def _less_at_once(self, error: RuntimeError | MemoryError) -> None:

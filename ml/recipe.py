@@ -198,14 +198,15 @@ class Compute(Section):
     max_restarts: int = Field(3, ge=0, le=1000, description="How often a training whose processes died or hung is started again from its last checkpoint.")
     timeout: float = Field(600.0, gt=0, description="Seconds after which a process that is silent within a step counts as hung.")
 
+    time_limit: float | None = Field(None, gt=0, description="Seconds after which a training is stopped with a checkpoint, and its run fails; the next one goes on from there. Unset, it may take as long as it takes.")
+
     @model_validator(mode="after")
     def _enough(self) -> Compute:
         name, engine = self.engine.value, ENGINES[self.engine.value]
+        several = [name for name, one in ENGINES.items() if one.several]
         if self.processes > 1 and not engine.several:
-            several = [name for name, one in ENGINES.items() if one.several]
             raise ValueError(f"engine {name!r} trains in one process, found workers={self.workers} with devices_per_worker={self.devices_per_worker}. Engines for more: {', '.join(several)}.")
         if self.strategy is Strategy.fsdp and self.processes == 1:
-            several = [name for name, one in ENGINES.items() if one.several]
             raise ValueError(f"strategy 'fsdp' divides a training over several processes, found workers=1. Set compute.workers to 2 or more and compute.engine to {' or '.join(several)}, or compute.strategy to ddp.")
         if self.address and not re.fullmatch(engine.address, self.address):
             elsewhere = [name for name, one in ENGINES.items() if one.address]

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from ml import progress
 from ml.contracts import InputError, StepResult
 from ml.feed import Feed
 from ml.fit import NonFiniteLoss
+from ml.interruption import TimeUp
 
 
 def test_it_learns_and_reports(tmp_path):
@@ -174,6 +176,29 @@ def test_a_loss_that_stays_so_ends_with_the_remedy_and_finite_weights(tmp_path):
     with pytest.raises(NonFiniteLoss, match=r"step 5 of 12.*learning_rate") as caught:
         train(tmp_path, watch=poisoned({5}, forever=True))
     assert isinstance(caught.value, InputError)
+
+
+def test_a_training_whose_time_is_up_goes_on_later(tmp_path):
+    expected, _ = train(tmp_path / "whole", epochs=30)
+    steps = []
+
+    def slow(model):
+        step = model.step
+
+        def counted(batch):
+            steps.append(batch.rows)
+            time.sleep(0.01)
+            return step(batch)
+
+        model.step = counted
+        return model
+
+    with pytest.raises(TimeUp, match=r"its time is up: toy was stopped at step \d+ of 90; the same command goes on"):
+        train(tmp_path / "late", watch=slow, epochs=30, compute={"time_limit": 0.3})
+    done = len(steps)
+    model, fitted = train(tmp_path / "late", watch=slow, epochs=30, compute={"time_limit": 600})
+    assert 0 < done < 90 and len(steps) == fitted.steps == 90
+    assert digest(model) == digest(expected)
 
 
 def test_early_stopping_keeps_the_best(tmp_path):
