@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from ml.contracts import UNLABELLED, Batch, DataSpec, Mix, Options, Part
-from ml.ragged import Packed, Ragged, at_once
+from ml.ragged import Packed, Ragged, at_once, row_bytes
+from ml.shuffling import shuffled
 from ml.store import Store
 
 HELD, HELD_BLOCKS = 0.02, 256
@@ -78,7 +79,7 @@ class Feed:
         """The rows of an epoch, in the order in which they are seen."""
         random = np.random.Generator(np.random.Philox(seed_of(self.seed, "order", epoch)))
         if self.weights is None:
-            return self.rows[random.permutation(len(self.rows))]
+            return shuffled(self.rows, row_bytes(self.store.array), random)
         return random.choice(self.rows, size=len(self.rows), p=self.weights / self.weights.sum())
 
     def parts(self, epoch: int) -> list[np.ndarray]:
@@ -131,7 +132,7 @@ class Feed:
 def stream(store: Store, rows: np.ndarray, seed: int) -> tuple[Blocks, np.ndarray, np.ndarray]:
     """The texts as blocks of tokens: all of them, those to train on, and those held out (an official validation part, else the last)."""
     official = rows_of(store, "validation")
-    order = np.random.Generator(np.random.Philox(seed_of(seed, "blocks"))).permutation(rows)
+    order = shuffled(rows, row_bytes(store.array), np.random.Generator(np.random.Philox(seed_of(seed, "blocks"))))
     inside = len(Blocks.of(store, order).array)
     blocks = Blocks.of(store, np.concatenate([order, official]))
     held = np.arange(inside, len(blocks.array))

@@ -13,8 +13,9 @@ from ml.feed import Blocks, Feed, plain_batches, seed_of
 from ml.frozen import Recalled, Remembered, Vectors, remember
 from ml.metrics import LOWER_IS_BETTER
 from ml.model import Model
-from ml.ragged import joined
+from ml.ragged import joined, row_bytes
 from ml.recipe import Balance, Recipe, augmentation
+from ml.shuffling import shuffled
 from ml.splitting import Split
 from ml.store import Store
 from ml.training import Training
@@ -84,7 +85,7 @@ def outputs(model: Model, store: Store | Remembered, modality: Any, rows: np.nda
 
 def _stream(store: Store, rows: np.ndarray, seed: int) -> tuple[Blocks, np.ndarray]:
     """The rows as one stream of tokens, and the numbers of its blocks."""
-    blocks = Blocks.of(store, np.random.Generator(np.random.Philox(seed_of(seed, "blocks"))).permutation(rows))
+    blocks = Blocks.of(store, shuffled(rows, row_bytes(store.array), np.random.Generator(np.random.Philox(seed_of(seed, "blocks")))))
     if len(blocks.array) < 2:
         raise InputError(f"fine-tuning needs at least 2 blocks of {store.spec.shape[0]} tokens, found {len(blocks.array)}. Give more texts, or a smaller max_length.")
     return blocks, np.arange(len(blocks.array))

@@ -50,6 +50,13 @@ class _Rows:
     features_MD: np.ndarray
     place_N: np.ndarray
 
+    @property
+    def nbytes(self) -> int:
+        return self.features_MD.nbytes
+
+    def __len__(self) -> int:
+        return len(self.features_MD)
+
     def __getitem__(self, numbers: np.ndarray) -> np.ndarray:
         return self.features_MD[self.place_N[numbers]]
 

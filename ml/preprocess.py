@@ -24,7 +24,7 @@ from ml.reservation import check_classes, keep_groups_apart, reserve_test
 from ml.store import SETS, Store, disk_errors, write_store
 
 SAMPLE_RUNS, SAMPLE_RUN = 16, 16
-SLICE_BYTES = 32 * 2**20
+SLICE_BYTES = 8 * 2**20
 RAGGED_BYTES = 4096
 """Room that is asked for a row whose length is known only when it is read."""
 KIND = "all rows"

@@ -11,6 +11,8 @@ import numpy as np
 
 TOKENS = 32_768
 """Of texts that are looked at together, at most and with padding: the memory that attention takes grows with them."""
+BYTES = 8 * 2**20
+"""Of rows of equal length that are looked at together: activations take some twenty times as much."""
 
 
 class Ragged:
@@ -76,6 +78,10 @@ class Packed:
         self._rows, self._starts, self.length = rows, rows.offsets[chosen], length
         self._ends = np.cumsum(rows.offsets[chosen + 1] - self._starts)
 
+    @property
+    def nbytes(self) -> int:
+        return len(self) * self.length * self._rows.dtype.itemsize
+
     def __len__(self) -> int:
         return int(self._ends[-1]) // self.length if len(self._ends) else 0
 
@@ -98,11 +104,11 @@ def joined(parts: Sequence[np.ndarray]) -> np.ndarray:
     return np.concatenate([np.pad(part, ((0, 0), (0, width - part.shape[1])), constant_values=np.nan) if part.shape[1] < width else part for part in parts])
 
 
-def row_bytes(rows: np.ndarray | Ragged) -> int:
+def row_bytes(rows: np.ndarray | Ragged | Packed) -> int:
     """Mean bytes of a row, at least 1."""
     return max(1, rows.nbytes // max(1, len(rows)))
 
 
 def at_once(rows: np.ndarray | Ragged, width: int, most: int) -> int:
-    """How many of the rows, at `most`, are looked at together: of texts of up to `width` tokens no more than TOKENS in all."""
-    return min(most, max(1, TOKENS // width)) if isinstance(rows, Ragged) else most
+    """How many of the rows, at `most`, are looked at together: of texts of up to `width` tokens no more than TOKENS in all, of others no more than BYTES."""
+    return min(most, max(1, TOKENS // width if isinstance(rows, Ragged) else BYTES // row_bytes(rows)))
