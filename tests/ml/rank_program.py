@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 
 import torch
+import torch._dynamo  # before the fork: each process would take seconds to import what a training needs
+import torch.distributed.fsdp
 
 from ml import ranks
 from ml.fit import fit

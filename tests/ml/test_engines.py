@@ -13,7 +13,7 @@ from ml.contracts import InputError
 from ml.engines import ENGINES
 from ml.plan import Plan
 from ml.preprocess import preprocess
-from ml.recipe import load
+from ml.recipe import Strategy, load
 from ml.splitting import split
 
 SGD = ["finetuning.fit.optimizer=sgd", "finetuning.fit.epochs=2", "finetuning.fit.batch_size=27", "finetuning.fit.learning_rate=0.05"]
@@ -64,10 +64,17 @@ def train(store, tiny):
     return run
 
 
-def test_two_processes_train_what_one_trains(two, train, tmp_path):
-    (tmp_path / "one").mkdir(), (tmp_path / "two").mkdir()
-    fitted, weights, losses = train(tmp_path / "one")
-    fitted_two, weights_two, losses_two = train(tmp_path / "two", *two)
+@pytest.fixture(scope="module")
+def one(train, tmp_path_factory):
+    """What one process trains."""
+    return train(tmp_path_factory.mktemp("one"))
+
+
+@pytest.mark.parametrize("strategy", Strategy)
+def test_two_processes_train_what_one_trains(two, strategy, one, train, tmp_path):
+    (tmp_path / "two").mkdir()
+    fitted, weights, losses = one
+    fitted_two, weights_two, losses_two = train(tmp_path / "two", *two, f"compute.strategy={strategy.value}")
     assert (fitted.processes, fitted_two.processes) == ([1], [2])
     assert losses_two == pytest.approx(losses, rel=1e-4) and len(losses) > 4
     assert fitted_two.metrics == pytest.approx(fitted.metrics, rel=1e-3)

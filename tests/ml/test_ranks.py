@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ SGD = ["fit.optimizer=sgd", "fit.epochs=2"]
 CASES = {
     "images": ("finetune", "image", ["fit.batch_size=27", "fit.learning_rate=0.05", "fit.ema=0.9", "balance=weights", "augmentation={mixup: 0.4, noise: 0.1}"]),
     "accumulated": ("finetune", "image", ["fit.batch_size=27", "fit.learning_rate=0.05", "fit.accumulate=3"]),
-    "unfreezing": ("finetune", "image", ["fit.batch_size=27", "fit.learning_rate=0.05", "fit.epochs=4", "method=gradual-unfreezing"]),
+    "unfreezing": ("finetune", "image", ["fit.batch_size=27", "fit.learning_rate=0.05", "fit.epochs=4", "fit.ema=0.9", "method=gradual-unfreezing"]),
     "probe": ("finetune", "image", ["fit.batch_size=27", "fit.learning_rate=0.05", "method=linear-probe", "augmentation.preset=none"]),
     "texts": ("finetune", "text", ["fit.batch_size=27", "fit.learning_rate=0.1"]),
     "language-model": ("finetune", "language-model", ["fit.batch_size=7", "fit.learning_rate=0.1"]),
@@ -32,12 +33,19 @@ CASES = {
     "vicreg": ("pretrain", "image", ["objective=vicreg", "fit.batch_size=31", "fit.learning_rate=0.001"]),
     "pairs": ("pretrain", "embedding", ["objective=pairs", "fit.batch_size=7", "fit.learning_rate=0.05"]),
 }
+# A case, and who trains it one after the other: each for three steps, the last to the end.
+WAYS = {
+    "1 then 2": ("simclr", [(1, "ddp"), (2, "ddp")]),
+    "2 then 1": ("simclr", [(2, "ddp"), (1, "ddp")]),
+    "1, divided, 2, 1": ("unfreezing", [(1, "ddp"), (2, "fsdp"), (2, "ddp"), (1, "ddp")]),
+    "divided, 1, divided": ("unfreezing", [(2, "fsdp"), (1, "ddp"), (2, "fsdp")]),
+}
 STOP = 3
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, tiny, tiny_text, tiny_heads):
-    """A folder in which every case was trained by one and by two processes, and one case begun by each and ended by the other."""
+    """A folder in which every case was trained by one and by two processes, and some by several in turn."""
     paths, folder, stores = {"image": tiny, "text": tiny_text, **tiny_heads}, tmp_path_factory.mktemp("trained"), {}
     for name, (stage, which, changes) in CASES.items():
         part = "pretraining" if stage == "pretrain" else "finetuning"
@@ -63,13 +71,18 @@ def trained(tmp_path_factory, tiny, tiny_text, tiny_heads):
             free.bind(("127.0.0.1", 0))
             return {"ranks": ranks, "port": str(free.getsockname()[1]), "actions": actions}
 
-    begun = [
-        group(1, *[action(case, "1") for case in CASES], action("simclr", "1 then 2", stop=STOP)),
-        group(2, *[action(case, "ddp") for case in CASES], action("simclr", "2 then 1", stop=STOP)),
-        group(2, *[action(case, "fsdp", strategy="fsdp") for case in CASES]),
+    def turns(number):
+        for way, (case, who) in WAYS.items():
+            if number < len(who):
+                last = number == len(who) - 1
+                yield who[number][0], action(case, way, stop=0 if last else STOP * (number + 1), strategy=who[number][1])
+
+    phases = [[group(ranks, *[one for wanted, one in turns(number) if wanted == ranks]) for ranks in (1, 2)] for number in range(4)]
+    phases[0] += [
+        group(1, *[action(case, "1") for case in CASES]),
+        *[group(2, *[action(case, one.value, strategy=one.value) for case in CASES]) for one in Strategy],
     ]
-    ended = [group(1, action("simclr", "2 then 1")), group(2, action("simclr", "1 then 2"))]
-    (folder / "jobs.json").write_text(json.dumps([begun, ended]))
+    (folder / "jobs.json").write_text(json.dumps(phases))
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     program = [sys.executable, str(Path(__file__).with_name("rank_program.py")), str(folder / "jobs.json")]
     done = subprocess.run(program, env=environment, capture_output=True, text=True, check=False, timeout=300)
@@ -106,7 +119,8 @@ def test_two_ranks_learn_what_one_process_learns(case, strategy, trained):
     assert max(losses) > 1.001 * min(losses), "nothing was learnt"
 
 
-@pytest.mark.parametrize("way", ["1 then 2", "2 then 1"])
+@pytest.mark.parametrize("way", WAYS)
 def test_a_checkpoint_of_one_number_of_ranks_goes_on_with_another(way, trained):
-    same(trained / "simclr" / "1", trained / "simclr" / way)
-    assert json.loads((trained / "simclr" / way / "curve.json").read_text())["processes"] == [int(one) for one in way.split(" then ")]
+    case, who = WAYS[way]
+    same(trained / case / "1", trained / case / way)
+    assert json.loads((trained / case / way / "curve.json").read_text())["processes"] == [number for number, _ in groupby(ranks for ranks, _ in who)]
