@@ -3,6 +3,8 @@
 Threads serve: image libraries let go of Python's lock while they work. Memory is bounded by a few batches in flight and one
 chunk of decoded rows. A chunk counts as done once its facts file is there, which is renamed into place after its rows are on
 the disk; the next call with the same plan goes on with the chunks that are missing.
+
+Where the decoding itself happens is for a `Fill` to say: on threads of this process, or elsewhere.
 """
 
 from __future__ import annotations
@@ -13,8 +15,9 @@ import shutil
 import time
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import islice, takewhile
 from pathlib import Path
 
@@ -42,17 +45,52 @@ Result = tuple[int, Decoded]
 """The bytes an item had, and what became of it."""
 
 
-def decode_all(source: Source, modality: Modality, keys: Sequence[str], workdir: Path, workers: int) -> tuple[np.ndarray | Ragged, pd.DataFrame]:
+@dataclass(frozen=True)
+class Decoding:
+    """What is to be decoded: the items of `keys`, in chunks of `step` rows, into the files of `folder`."""
+
+    source: Source
+    modality: Modality
+    keys: Sequence[str]
+    step: int
+    folder: Path
+
+
+Fill = Callable[[Decoding], None]
+"""Makes the chunks that the folder lacks, by `write_missing`."""
+
+
+def decode_all(source: Source, modality: Modality, keys: Sequence[str], workdir: Path, fill: Fill) -> tuple[np.ndarray | Ragged, pd.DataFrame]:
     """All items as (rows mapped read-only, facts: content, signature, reason, bytes and the modality's own).
 
     Rows are (N, *item_shape) where the modality has one, else Ragged. Those of items that could not be decoded hold zeros or
-    nothing. The result does not depend on the number of `workers` (0: all cores).
+    nothing. The result does not depend on `fill`.
     """
-    folder = workdir / "decoded"
-    fixed = modality.item_shape
+    folder, fixed = workdir / "decoded", modality.item_shape
     item_bytes = int(np.prod(fixed)) if fixed else 0
     step = max(1, min(CHUNK_ROWS, CHUNK_BYTES // item_bytes)) if fixed else RAGGED_ROWS
     _prepare(folder, digest(source.fingerprint(), modality.options.model_dump_json(), step, *keys), len(keys) * item_bytes)
+    starts = range(0, len(keys), step)
+    if not all(_facts_path(folder, start).exists() for start in starts):
+        fill(Decoding(source, modality, keys, step, folder))
+    facts = pd.concat([pd.read_parquet(_facts_path(folder, start)) for start in starts], ignore_index=True)
+    lengths = facts.pop(LENGTH).to_numpy(np.int64)
+    if fixed:
+        return np.memmap(folder / "rows.bin", dtype=np.uint8, mode="r", shape=(len(keys), *fixed)), facts
+    end = int(lengths.sum())
+    values = np.memmap(folder / "rows.bin", dtype=np.uint8, mode="r", shape=(end,)) if end else np.zeros(0, np.uint8)
+    return Ragged(values, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)), facts
+
+
+def on_threads(workers: int) -> Fill:
+    """Decodes on threads of this process; 0 takes all cores."""
+    threads = workers or len(os.sched_getaffinity(0))
+    return lambda decoding: write_missing(decoding, lambda keys: _in_order(decoding.source, decoding.modality, keys, threads))
+
+
+def write_missing(decoding: Decoding, results: Callable[[Sequence[str]], Iterator[Result]]) -> None:
+    """Writes, in order, the chunks that are missing of what `results` gives for their keys."""
+    folder, keys, step = decoding.folder, decoding.keys, decoding.step
     starts = list(range(0, len(keys), step))
     there = sum(1 for _ in takewhile(lambda start: _facts_path(folder, start).exists(), starts))
     end = sum(int(pd.read_parquet(_facts_path(folder, start), columns=[LENGTH])[LENGTH].sum()) for start in starts[:there])
@@ -62,20 +100,14 @@ def decode_all(source: Source, modality: Modality, keys: Sequence[str], workdir:
     with (folder / "rows.bin").open("r+b") as file, warnings.catch_warnings():
         # Pillow warns about odd metadata; what matters of it is in the quarantine's reasons.
         warnings.filterwarnings("ignore", module="PIL")
-        results = _decoded(source, modality, pending, workers or len(os.sched_getaffinity(0)))
+        coming = results(pending)
         for start in starts[there:]:
             count = min(step, len(keys) - start)
-            end += _write_chunk(folder, file, start, end, list(islice(results, count)), fixed)
+            end += _write_chunk(folder, file, start, end, list(islice(coming, count)), decoding.modality.item_shape)
             crash_point("preprocess.chunk")
             done += count
             seconds = max(time.monotonic() - began, 1e-9)
             progress.update("preprocess", done, len(keys), items_per_second=(done - len(keys) + len(pending)) / seconds)
-    facts = pd.concat([pd.read_parquet(_facts_path(folder, start)) for start in starts], ignore_index=True)
-    lengths = facts.pop(LENGTH).to_numpy(np.int64)
-    if fixed:
-        return np.memmap(folder / "rows.bin", dtype=np.uint8, mode="r", shape=(len(keys), *fixed)), facts
-    values = np.memmap(folder / "rows.bin", dtype=np.uint8, mode="r", shape=(end,)) if end else np.zeros(0, np.uint8)
-    return Ragged(values, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)), facts
 
 
 def discard(workdir: Path) -> None:
@@ -115,16 +147,21 @@ def _prepare(folder: Path, plan: str, size: int) -> None:
     _replace(marker, json.dumps(plan).encode())
 
 
-def _decoded(source: Source, modality: Modality, keys: Sequence[str], workers: int) -> Iterator[Result]:
+def _in_order(source: Source, modality: Modality, keys: Sequence[str], workers: int) -> Iterator[Result]:
     """Yields the results in the order of `keys`, a bounded number of batches ahead."""
     with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
         waiting: deque[Future[list[Result]]] = deque()
         for batch in _batches(source.read(keys)):
-            waiting.append(pool.submit(lambda raws: [(len(raw.data or b""), modality.decode(raw)) for raw in raws], batch))
+            waiting.append(pool.submit(lambda raws: [decoded(modality, raw) for raw in raws], batch))
             if len(waiting) > 2 * workers:
                 yield from waiting.popleft().result()
         while waiting:
             yield from waiting.popleft().result()
+
+
+def decoded(modality: Modality, raw: Raw) -> Result:
+    """What becomes of one item."""
+    return len(raw.data or b""), modality.decode(raw)
 
 
 def _batches(raws: Iterable[Raw]) -> Iterator[list[Raw]]:

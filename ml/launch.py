@@ -62,15 +62,9 @@ def launch(
     _write(plan, given, folder, report)
     training = plan.build(given, device)
     save_weights(training.module, folder / "module.safetensors")
-    reports = _Reports(folder / "reports.jsonl", report, plan.stage)
-    with running(command(folder), environment() | variables, folder / "logs" / "launcher.log") as launcher, interruption() as asked:
-        while launcher.poll() is None and "error" not in _told(folder):  # for which the others wait in vain, and which no restart helps
-            reports.pass_on()
-            if asked.requested:
-                (folder / "stop").touch()
-            time.sleep(LOOK)
-    reports.pass_on()
-    fitted = _outcome(folder, plan.stage, compute)
+    with interruption() as asked:
+        outcome = followed(command(folder), variables, folder, plan.stage, report, lambda: asked.requested and (folder / "stop").touch())
+    fitted = _fitted(outcome, folder, plan.stage, compute)
     read_weights(training.module, folder / "trained.safetensors")
     training.module.to(device, memory_format=memory_format(How(**fitted.how))).eval()
     shutil.rmtree(folder)
@@ -79,11 +73,31 @@ def launch(
 
 def _write(plan: Plan, given: nn.Module, folder: Path, report: Report) -> None:
     """Makes the folder anew; what an earlier process left unreported in it is reported first."""
-    _Reports(folder / "reports.jsonl", report, plan.stage).pass_on()
+    _Reports(folder, report, plan.stage).pass_on()
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "logs").mkdir(parents=True)
     plan.write(folder)
     save_weights(given, folder / "given.safetensors")
+
+
+def followed(
+    command: Sequence[str], variables: Mapping[str, str], folder: Path, stage: str, report: Report, look: Callable[[], object] = lambda: None
+) -> dict[str, Any]:
+    """What a launcher and its processes left in `folder` of how they ended, nothing where they died; InputError where that is an error.
+
+    Passes on what they report meanwhile, and calls `look` every now and then.
+    """
+    reports = _Reports(folder, report, stage)
+    with running(command, environment() | variables, folder / "logs" / "launcher.log") as launcher:
+        while launcher.poll() is None and "error" not in _told(folder):  # for which the others wait in vain, and which no restart helps
+            reports.pass_on()
+            look()
+            time.sleep(LOOK)
+    reports.pass_on()
+    outcome = _told(folder)
+    if "error" in outcome:
+        raise InputError(outcome["error"])
+    return outcome
 
 
 @contextmanager
@@ -112,10 +126,10 @@ def environment() -> dict[str, str]:
 
 
 class _Reports:
-    """Passes on what rank 0 wrote. Steps that a restarted rank reports again are known to who listens."""
+    """Passes on what rank 0 wrote into `folder`. Steps that a restarted rank reports again are known to who listens."""
 
-    def __init__(self, path: Path, report: Report, stage: str) -> None:
-        self.path, self.report, self.stage, self.read = path, report, stage, 0
+    def __init__(self, folder: Path, report: Report, stage: str) -> None:
+        self.path, self.report, self.stage, self.read = folder / "reports.jsonl", report, stage, 0
 
     def pass_on(self) -> None:
         if not self.path.exists():
@@ -147,18 +161,19 @@ def _told(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def _outcome(folder: Path, stage: str, compute: Compute) -> Fitted:
+def said(folder: Path) -> str:
+    """The last words of the processes that worked in `folder`."""
+    logs = sorted(folder.glob("logs/**/*.log"), key=lambda path: path.stat().st_mtime)
+    return "\n".join(f"{path.relative_to(folder)}:\n{text[-LAST:]}" for path in logs[-3:] if (text := path.read_text(errors="replace").strip()))
+
+
+def _fitted(outcome: Mapping[str, Any], folder: Path, stage: str, compute: Compute) -> Fitted:
     """How the training went; raises what ended it."""
-    outcome = _told(folder)
     if not outcome:
-        logs = sorted(folder.glob("logs/**/*.log"), key=lambda path: path.stat().st_mtime)
-        said = "\n".join(f"{path.relative_to(folder)}:\n{text[-LAST:]}" for path in logs[-3:] if (text := path.read_text(errors="replace").strip()))
         raise RanksFailed(
             f"the {compute.processes} processes of {stage} ended {compute.max_restarts + 1} times before they were done (compute.max_restarts is "
-            f"{compute.max_restarts}). The same command goes on from the last checkpoint. They said last:\n{said}"
+            f"{compute.max_restarts}). The same command goes on from the last checkpoint. They said last:\n{said(folder)}"
         )
-    if "error" in outcome:
-        raise InputError(outcome["error"])
     if "interrupted" in outcome:
         raise Interrupted(outcome["interrupted"])
     return Fitted(**outcome["fitted"])

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from ml.contracts import UNLABELLED, InputError, Modality, Raw, Source
-from ml.decoding import decode_all, discard, require_space, reserved
+from ml.decoding import Fill, decode_all, discard, on_threads, require_space, reserved
 from ml.duplicates import exact_duplicates, near_groups
 from ml.heads import HEADS
 from ml.label_sets import as_sets, ordered, rarest, shown
@@ -33,10 +33,12 @@ NAMED = 20
 """How many keys or classes the manifest or a message lists at most."""
 
 
-def preprocess(source: Source, modality: Modality, data: Data, workdir: Path, stores: Path, labelled: bool = True, several: bool = False) -> Store:
+def preprocess(
+    source: Source, modality: Modality, data: Data, workdir: Path, stores: Path, labelled: bool = True, several: bool = False, fill: Fill | None = None
+) -> Store:
     """Makes the store of `source` under `stores`, or finds it there. Unless it must be `labelled`, data without any label are all of one kind.
 
-    Where a row may have `several` labels, one label is a set of one.
+    Where a row may have `several` labels, one label is a set of one. Decoded is on threads of this process, or by `fill`.
 
     Killed, the same call goes on with the chunks that `workdir` holds. The result depends on the data and options alone. Raises
     InputError for data that cannot be used, and for a full or read-only disk.
@@ -49,7 +51,7 @@ def preprocess(source: Source, modality: Modality, data: Data, workdir: Path, st
     needed = len(scanned) * int(np.prod(modality.item_shape)) if modality.item_shape else len(scanned) * RAGGED_BYTES
     with disk_errors(workdir, 2 * needed):
         require_space([(workdir, max(0, needed - reserved(workdir))), (stores, needed)])
-        rows, facts = decode_all(source, modality, scanned["key"].tolist(), workdir, data.workers)
+        rows, facts = decode_all(source, modality, scanned["key"].tolist(), workdir, fill or on_threads(data.workers))
     table = pd.concat([scanned.reset_index(drop=True), facts], axis=1)
     quarantine = table.loc[table["reason"] != "", ["key", "reason", "bytes"]].reset_index(drop=True)
     _check_quarantine(quarantine, len(table), data.quarantine_limit)

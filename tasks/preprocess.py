@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from ml import progress
+from ml import engines, progress
 from ml.contracts import InputError
 from ml.onnx_graph import check_exports
 from ml.overview import overview
@@ -33,7 +34,9 @@ def preprocess(recipe: Recipe, run: Run) -> DatasetRef:
     options |= {"several": True} if several else {}
 
     def body(stage: StageRun) -> dict:
-        store = build_store(source, recipe.data.modality.make(), recipe.data, stage.workdir, run.stores, labelled, several)
+        elsewhere = engines.data(recipe.compute)
+        fill = partial(elsewhere.fill, compute=recipe.compute) if elsewhere else None
+        store = build_store(source, recipe.data.modality.make(), recipe.data, stage.workdir, run.stores, labelled, several, fill)
         _log(stage, recipe, store)
         return {"digest": store.digest}
 
