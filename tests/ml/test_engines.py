@@ -3,8 +3,11 @@
 import secrets
 import subprocess
 import sys
+import threading
+import time
 from tempfile import TemporaryDirectory
 
+import psutil
 import pytest
 import torch
 
@@ -81,6 +84,27 @@ def test_two_processes_train_what_one_trains(two, strategy, one, train, tmp_path
     for name, value in weights.items():
         torch.testing.assert_close(weights_two[name], value, rtol=1e-3, atol=1e-4)
     assert not (tmp_path / "two" / "ranks").exists()
+
+
+def test_a_process_that_hangs_is_noticed_and_replaced(two, train, tmp_path):
+    hung = []
+
+    def hang() -> None:
+        while not list(tmp_path.glob("checkpoints/step-*/manifest.json")):
+            time.sleep(0.05)
+        ranks = [process for process in psutil.process_iter(["cmdline"]) if is_rank(process.info["cmdline"] or [""], str(tmp_path))]
+        hung.append(ranks[0])
+        ranks[0].suspend()
+
+    threading.Thread(target=hang, daemon=True).start()
+    fitted, _, losses = train(tmp_path, *two, "compute.timeout=10", "finetuning.fit.epochs=12", "finetuning.fit.checkpoint_seconds=0")
+    assert fitted.epochs == 12 and len(losses) == fitted.steps
+    assert not hung[0].is_running()
+
+
+def is_rank(words: list[str], folder: str) -> bool:
+    """Whether these are the words of a process that trains in the folder; Ray's tell no folder, and its cluster is of this test alone."""
+    return words[0].startswith("ray::RayTrainWorker") or ("ml.engines.rank" in words and "torch.distributed.run" not in words and any(word.startswith(folder) for word in words))
 
 
 def test_what_a_process_finds_wrong_comes_out(two, train, tmp_path):

@@ -49,7 +49,7 @@ RECIPE = {
 
 def table(path: Path, rows: int) -> None:
     random, images = np.random.default_rng(0), []
-    for number in range(rows):
+    for _ in range(rows):
         rough = Image.fromarray(random.integers(0, 256, (8, 8, 3), dtype=np.uint8)).resize((SIDE, SIDE))
         rough.save(file := io.BytesIO(), "jpeg", quality=60)
         images.append(file.getvalue())
