@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
+import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -15,10 +16,16 @@ T = TypeVar("T")
 
 
 class Coupled:
-    """Calls `module`. With several ranks its gradients are those of the mean of their losses, once `renew` was called."""
+    """Calls `module`, which it puts on `device`. With several ranks its gradients are those of the mean of their losses, once `renew` was called.
 
-    def __init__(self, module: nn.Module, groups: list[dict[str, Any]]):
-        self.module, self.called, self.groups = module, module, groups
+    `groups` are those of the optimizer; what is `probed` fits into one process, which finds out how its steps are fastest.
+    """
+
+    probed: ClassVar[bool] = True
+
+    def __init__(self, module: nn.Module, groups: list[dict[str, Any]], device: torch.device):
+        self.module = self.called = module.to(device)
+        self.groups = groups
         self.learns: list[bool] = []
 
     def __call__(self, *inputs: Any) -> Any:

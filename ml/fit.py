@@ -37,7 +37,7 @@ from ml.recipe import Compute, Fit
 from ml.schedule import epochs_of, rate
 from ml.shards import placed, whole
 from ml.step_probe import How, how_to_step, memory_format
-from ml.update import Updates
+from ml.update import STRATEGIES, Updates
 
 MOMENTS = 50  # of a training at which `prepare` is asked: it walks the whole module
 VALIDATIONS = 25  # validations in one training, at most
@@ -137,13 +137,11 @@ class _Loop:
 
     def run(self, asked: Interruption) -> Fitted:
         self._check()
-        device = self.feed.device
-        self.module.to(device)
         saved = self._saved()
         self.state.how = saved["state"]["how"] if saved else ranks.told(self._how)
         how = How(**self.state.how)
         self.module.to(memory_format=memory_format(how))
-        self.updates = Updates(self.module, self.groups, self.settings, self.compute.strategy, how, device)
+        self.updates = Updates(self.module, self.groups, self.settings, self.compute.strategy, how, self.feed.device)
         if saved:
             self._take(saved)
         else:
@@ -347,7 +345,7 @@ class _Loop:
         def sample() -> Batch:
             return self.feed.batch(self.feed.rows[: math.ceil(self._rows_at_once)], 0, 0)
 
-        exact = is_deterministic(self.compute, self.feed.device)
+        exact = is_deterministic(self.compute, self.feed.device) or not STRATEGIES[self.compute.strategy].probed
         while True:
             steps = self.total * self.feed.accumulate
             try:

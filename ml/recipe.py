@@ -197,7 +197,6 @@ class Compute(Section):
     address: str = Field("", max_length=300, description="Where other machines are. ray: the cluster, ray://HOST:PORT, or HOST:PORT or auto on one of its machines; empty starts one on this machine alone. torchrun: HOST:PORT of this machine, where those meet that `warmstart join`.")
     max_restarts: int = Field(3, ge=0, le=1000, description="How often a training whose processes died or hung is started again from its last checkpoint.")
     timeout: float = Field(600.0, gt=0, description="Seconds after which a process that is silent within a step counts as hung.")
-
     time_limit: float | None = Field(None, gt=0, description="Seconds after which a training is stopped with a checkpoint, and its run fails; the next one goes on from there. Unset, it may take as long as it takes.")
 
     @model_validator(mode="after")
@@ -207,7 +206,9 @@ class Compute(Section):
         if self.processes > 1 and not engine.several:
             raise ValueError(f"engine {name!r} trains in one process, found workers={self.workers} with devices_per_worker={self.devices_per_worker}. Engines for more: {', '.join(several)}.")
         if self.strategy is Strategy.fsdp and self.processes == 1:
-            raise ValueError(f"strategy 'fsdp' divides a training over several processes, found workers=1. Set compute.workers to 2 or more and compute.engine to {' or '.join(several)}, or compute.strategy to ddp.")
+            raise ValueError(f"strategy 'fsdp' divides a training over several processes, found workers=1. Set workers to 2 or more and engine to {' or '.join(several)}, or strategy to ddp.")
+        if self.strategy is Strategy.fsdp and self.compile is Compilation.always:
+            raise ValueError("strategy 'fsdp' gathers weights between layers, which was not tried with compiled steps. Set compile to auto or never, or strategy to ddp.")
         if self.address and not re.fullmatch(engine.address, self.address):
             elsewhere = [name for name, one in ENGINES.items() if one.address]
             takes = "takes an address of the form HOST:PORT" if engine.address else f"trains on this machine; engines for several: {', '.join(elsewhere)}"

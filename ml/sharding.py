@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -22,9 +22,14 @@ T = TypeVar("T")
 
 
 class Sharded:
-    """Calls `module`, a step around what is trained. Offers what ml.coupling.Coupled does; `groups` name the parameters that took the place of those given."""
+    """Calls `module`, a step around what is trained. Offers what ml.coupling.Coupled does; `groups` name the parameters that took the place of those given.
 
-    def __init__(self, module: nn.Module, groups: list[dict[str, Any]]):
+    Only its parts are put on `device`, layer by layer.
+    """
+
+    probed: ClassVar[bool] = False
+
+    def __init__(self, module: nn.Module, groups: list[dict[str, Any]], device: torch.device):
         from torch.distributed.fsdp import fully_shard  # imported where it is used: it costs a second
 
         single = [name for name, parameter in module.named_parameters() if parameter.ndim == 0]
@@ -32,7 +37,7 @@ class Sharded:
             raise InputError(f"compute.strategy=fsdp divides weights along their first dimension, and {single[0]} is a single number: set compute.strategy=ddp")
         names = {parameter: name for name, parameter in module.named_parameters()}
         module.to(memory_format=torch.contiguous_format)  # the one that fully_shard takes
-        mesh = DeviceMesh.from_group(dist.group.WORLD, next(iter(names)).device.type)
+        mesh = DeviceMesh.from_group(dist.group.WORLD, device.type)
         for layer in _repeated(module.module):
             fully_shard(layer, mesh=mesh)
         self.module = fully_shard(module, mesh=mesh)

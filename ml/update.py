@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -31,7 +32,9 @@ class Updates:
         self.module, self.settings, self.device = module, settings, device
         AcceleratorState._reset_state(True)  # each training has its own precision
         self.accelerator = Accelerator(mixed_precision=MIXED[how.precision], cpu=device.type == "cpu")
-        self.coupled = STRATEGIES[strategy](self.accelerator.prepare(Step(module, how)), groups)
+        kind = STRATEGIES[strategy]
+        step = Step(module, how if kind.probed else replace(how, compiled=False))  # what goes on under another strategy may have been compiled
+        self.coupled = kind(self.accelerator.prepare(step, device_placement=[False]), groups, device)
         self.groups = self.coupled.groups
         self.trained = [parameter for group in self.groups for parameter in group["params"]]
         self.optimizer = self.accelerator.prepare(optimizer_of(settings, self.groups, device))

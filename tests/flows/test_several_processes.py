@@ -1,4 +1,4 @@
-"""`warmstart run` with two processes, of every engine that has several: a process killed, then stopped, and gone on with in one, it ends as a run does."""
+"""`warmstart run` with two processes, of every engine that has several and every strategy: one killed, then stopped, and gone on with in one, it ends as a run does."""
 
 import os
 import signal
@@ -17,6 +17,8 @@ CHANGES = [
     "finetuning.baseline=false",
     "finetuning.classical=false",
 ]
+FSDP = ("torchrun",)
+"""Engines that are tried with the strategy fsdp, to save time; the others with ddp."""
 
 
 def ranks_of(command: int) -> list[psutil.Process]:
@@ -46,7 +48,8 @@ def wait_for(what, process, seconds: float = 240):
 def done(engine, tmp_path_factory, start, tiny):
     """A folder in which a process of the run was killed, then the run was stopped, and ended without the engine; what there was at each."""
     folder = tmp_path_factory.mktemp("two")
-    first = start(folder, "run", tiny, "--json", *CHANGES, f"compute.engine={engine}", "compute.workers=2", "compute.timeout=60")
+    settings = [f"compute.engine={engine}", "compute.workers=2", "compute.timeout=60", f"compute.strategy={'fsdp' if engine in FSDP else 'ddp'}"]
+    first = start(folder, "run", tiny, "--json", *CHANGES, *settings)
     wait_for(lambda: step(folder) >= 3, first)
     before, at = ranks_of(first.process.pid), step(folder)
     os.kill(before[1].pid, signal.SIGKILL)

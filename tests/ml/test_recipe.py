@@ -61,6 +61,8 @@ def test_a_recipe_survives_a_round_trip():
         ({"compute": {"devices_per_worker": 2}}, ["'local'", "devices_per_worker=2", "torchrun"]),
         ({"compute": {"address": "auto", "engine": "torchrun"}}, ["'torchrun'", "address=auto", "HOST:PORT"]),
         ({"compute": {"address": "here:1"}}, ["'local'", "address=here:1", "ray"]),
+        ({"compute": {"strategy": "fsdp"}}, ["'fsdp'", "workers=1", "torchrun or ray", "ddp"]),
+        ({"compute": {"strategy": "fsdp", "engine": "torchrun", "workers": 2, "compile": "always"}}, ["'fsdp'", "compile", "ddp"]),
         ({"compute": {"engine": "horovod"}}, ["compute.engine", "torchrun", "'horovod'"]),
         ({"registration": {"int8": True}}, ["registration", "int8", "registration.onnx=true"]),
         ({"name": "a/b"}, ["name"]),

@@ -66,4 +66,4 @@ def test_a_single_number_cannot_be_divided():
     module = nn.Module()
     module.scale = nn.Parameter(torch.ones(()))
     with pytest.raises(InputError, match=r"module\.scale is a single number.*compute\.strategy=ddp"):
-        Sharded(Step(module, How()), [])
+        Sharded(Step(module, How()), [], torch.device("cpu"))
