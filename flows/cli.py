@@ -27,6 +27,11 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and 
 FromStage = Annotated[str, typer.Option("--from", metavar="STAGE", help="Do this stage and those after it anew.")]
 
 
+class Scoring(enum.StrEnum):
+    local = "local"
+    ray = "ray"
+
+
 class Engine(enum.StrEnum):
     torch = "torch"
     onnx = "onnx"
@@ -87,6 +92,9 @@ def predict(
     batch_size: Annotated[int, typer.Option(min=1, max=65536, help="Items scored at once.")] = 256,
     column: Annotated[str, typer.Option(help="Column to score in Parquet, CSV and JSONL; unset, by its name: image or path, text or sentence.")] = "",
     engine: Annotated[Engine, typer.Option(help="torch, or for versions registered with registration.onnx=true onnx: the same labels, on a CPU faster for small convolutional networks; with registration.int8=true int8: weights of 8 bits.")] = Engine.torch,
+    compute: Annotated[Scoring, typer.Option(help="local: this process. ray: a Ray cluster, as with compute.engine=ray in a recipe.")] = Scoring.local,
+    workers: Annotated[int, typer.Option(min=1, max=1024, help="With --compute ray: processes that score, on a core or a GPU each.")] = 1,
+    address: Annotated[str, typer.Option(help="With --compute ray: the cluster, HOST:PORT, ray://HOST:PORT or auto; unset, one of this machine alone is started.")] = "",
 ) -> None:
     """Score files with a registered model.
 
@@ -104,7 +112,7 @@ def predict(
         from flows.predict import predict as score
 
         with console.listening():
-            summary = score(model_uri, inputs, str(output), batch_size, column, engine.value)
+            summary = score(model_uri, inputs, str(output), batch_size, column, engine.value, compute.value, workers, address)
     console.show_prediction(summary)
 
 

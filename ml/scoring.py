@@ -1,7 +1,7 @@
 """Batch scoring of files, folders, Parquet, CSV and JSONL into one Parquet file, in parts that survive an interruption.
 
 Each part is a file of at most PART rows in the folder `OUTPUT.parts`, written whole or not at all; at the end the parts become OUTPUT
-by one rename. Memory holds one part at a time.
+by one rename. Memory holds one part at a time. Where the parts are computed is for `Tables` to say.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -43,6 +43,26 @@ class Item:
     source: str
     key: str
     value: Any
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What is to be scored: what the files hold from item `first` on, in parts of `rows`."""
+
+    files: Sequence[Path]
+    column: str
+    rows: int
+    first: int = 0
+
+    def parts(self, modality: Any) -> Iterator[list[Item]]:
+        """The items, a part at a time."""
+        remaining = islice(items(self.files, modality, self.column), self.first, None)
+        while part := list(islice(remaining, self.rows)):
+            yield part
+
+
+Tables = Callable[[Reading], Iterator[pa.Table]]
+"""What is written of each part: what `scored` gives."""
 
 
 def find_inputs(inputs: Sequence[str], modality: Any) -> list[Path]:
@@ -92,8 +112,21 @@ def score(
     predictor: Predictor, model: str, inputs: Sequence[str], output: Path, batch_size: int, column: str = "", part_rows: int = PART
 ) -> dict[str, Any]:
     """Scores everything into `output`; gives counts. Columns: source, key, those of `Predictor.predict`."""
-    check_places(inputs, output)
     modality = predictor.modality
+    return write(modality, lambda reading: (scored(predictor, part, batch_size) for part in reading.parts(modality)), model, inputs, output, column, part_rows)
+
+
+def scored(predictor: Predictor, part: Sequence[Item], batch_size: int) -> pa.Table:
+    """What is told of the items of a part."""
+    frame = predictor.predict([item.value for item in part], batch_size)
+    frame.insert(0, "source", [item.source for item in part])
+    frame.insert(1, "key", [item.key for item in part])
+    return _table(frame)
+
+
+def write(modality: Any, tables: Tables, model: str, inputs: Sequence[str], output: Path, column: str = "", part_rows: int = PART) -> dict[str, Any]:
+    """Writes the parts that `tables` gives and joins them into `output`; gives counts."""
+    check_places(inputs, output)
     files = find_inputs(inputs, modality)
     folder = output.with_name(output.name + ".parts")
     total = _count(files)
@@ -101,15 +134,10 @@ def score(
         with _owned(folder):
             done = _begin(folder, identity(model, files, column, part_rows))
             rows = sum(pq.read_metadata(part).num_rows for part in done)
-            remaining = islice(items(files, modality, column), rows, None)
-            number = len(done)
-            while chunk := list(islice(remaining, part_rows)):
-                frame = predictor.predict([item.value for item in chunk], batch_size)
-                frame.insert(0, "source", [item.source for item in chunk])
-                frame.insert(1, "key", [item.key for item in chunk])
-                _write(frame, folder / f"part-{number:06d}.parquet")
+            for number, table in enumerate(tables(Reading(files, column, part_rows, rows)), len(done)):
+                _write(table, folder / f"part-{number:06d}.parquet")
                 crash_point(f"predict.part:{number}")
-                number, rows = number + 1, rows + len(chunk)
+                rows += len(table)
                 progress.update("predict", rows, max(total, rows))
             if rows == 0:
                 raise InputError(f"there is nothing to score in {', '.join(map(str, inputs[:3]))}")
@@ -150,14 +178,18 @@ def _begin(folder: Path, wanted: str) -> list[Path]:
     return sorted(folder.glob("part-*.parquet"))
 
 
-def _write(frame: pd.DataFrame, path: Path) -> None:
+def _table(frame: pd.DataFrame) -> pa.Table:
     """Columns of text are text even where every item is good, or bad, so that all parts have one schema."""
     frame = frame.astype({name: "string" for name in frame if is_text(frame[name])})
-    temporary = path.with_name("." + path.name)
     typed = [name for name in frame if isinstance(frame[name].dtype, pd.ArrowDtype)]
     table = pa.Table.from_pandas(frame.drop(columns=typed), preserve_index=False)
     for name in typed:  # beside what pandas notes of its own types, as it could not read its note of these
         table = table.add_column(frame.columns.get_loc(name), name, pa.chunked_array(frame[name].array.__arrow_array__()))
+    return table
+
+
+def _write(table: pa.Table, path: Path) -> None:
+    temporary = path.with_name("." + path.name)
     pq.write_table(table, temporary)
     with temporary.open("rb") as file:
         os.fsync(file.fileno())

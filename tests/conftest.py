@@ -9,6 +9,7 @@ import json
 import multiprocessing
 import multiprocessing.forkserver
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -41,6 +43,15 @@ handle.wait()
 print(os.environ["PREFECT_API_URL"], os.environ["PREFECT_API_AUTH_STRING"], flush=True)
 sys.stdin.read()
 handle.close()
+"""
+
+
+CLUSTER = """
+import ray, sys
+node = ray.init("local", num_cpus=2, object_store_memory=10**8, include_dashboard=False, logging_level="error", _temp_dir=sys.argv[1])
+print(node.address_info["gcs_address"], flush=True)
+sys.stdin.read()
+ray.shutdown()
 """
 
 
@@ -244,6 +255,19 @@ SEVERAL = [
 def engine(request) -> str:
     """Each engine that trains in several processes."""
     return request.param
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """The address of a Ray cluster of this machine, of two cores, which this process may use."""
+    with TemporaryDirectory(prefix="ray-") as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "token")
+        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        process = subprocess.Popen([sys.executable, "-c", CLUSTER, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        try:
+            yield process.stdout.readline().strip()
+        finally:
+            process.communicate()
 
 
 @pytest.fixture(scope="session")

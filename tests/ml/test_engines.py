@@ -1,11 +1,7 @@
 """Every engine with several processes trains what one process trains; what is wrong with a recipe comes out as it does there."""
 
-import secrets
-import subprocess
-import sys
 import threading
 import time
-from tempfile import TemporaryDirectory
 
 import psutil
 import pytest
@@ -20,30 +16,13 @@ from ml.recipe import Strategy, load
 from ml.splitting import split
 
 SGD = ["finetuning.fit.optimizer=sgd", "finetuning.fit.epochs=2", "finetuning.fit.batch_size=27", "finetuning.fit.learning_rate=0.05"]
-CLUSTER = """
-import ray, sys
-node = ray.init("local", num_cpus=2, object_store_memory=10**8, include_dashboard=False, logging_level="error", _temp_dir=sys.argv[1])
-print(node.address_info["gcs_address"], flush=True)
-sys.stdin.read()
-ray.shutdown()
-"""
 
 
 @pytest.fixture(scope="module")
-def two(engine):
+def two(engine, request):
     """Two processes of an engine: on a cluster that runs, where it needs one."""
-    settings = [f"compute.engine={engine}", "compute.workers=2", "compute.timeout=60"]
-    if not ENGINES[engine].needs:
-        yield settings
-        return
-    with TemporaryDirectory(prefix="ray-") as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "token")
-        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        cluster = subprocess.Popen([sys.executable, "-c", CLUSTER, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        try:
-            yield [*settings, f"compute.address={cluster.stdout.readline().strip()}"]
-        finally:
-            cluster.communicate()
+    address = [f"compute.address={request.getfixturevalue('cluster')}"] if ENGINES[engine].needs else []
+    return [f"compute.engine={engine}", "compute.workers=2", "compute.timeout=60", *address]
 
 
 @pytest.fixture(scope="module")
