@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import select
+import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,7 @@ import torch
 
 from ml.checkpoint import write_atomically
 from ml.contracts import InputError
-from ml.launch import LOOK, ROOT
+from ml.launch import GRACE, LOOK, ROOT
 from ml.recipe import Compute
 
 OBJECTS = 100 * 2**20
@@ -46,14 +47,30 @@ def variables(compute: Compute) -> dict[str, str]:
 
 def serve(folder: Path, work: Callable[[], Any], compute: Compute, objects: int = OBJECTS) -> None:
     """Does the work on the cluster; leaves what it gives, or an InputError, in the outcome of `folder`. Ends at once, and with it what it started, when standard input ends."""
+    ended = _watch()
     try:
         with _connected(compute, objects):
             thread = threading.Thread(target=_told, args=(folder, work), name="work", daemon=True)
             thread.start()
-            while thread.is_alive() and not (select.select([0], [], [], LOOK)[0] and not os.read(0, 1)):
+            while thread.is_alive() and not ended.wait(LOOK):
                 pass
     except InputError as error:
         _tell(folder, {"error": str(error)})
+
+
+def _watch() -> threading.Event:
+    """Tells of the end of standard input. A driver that is not gone soon after it is killed: connecting to a cluster that died can take minutes."""
+    ended = threading.Event()
+
+    def read() -> None:
+        while os.read(0, 1):
+            pass
+        ended.set()
+        time.sleep(GRACE)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=read, name="watch", daemon=True).start()
+    return ended
 
 
 def found(compute: Compute) -> torch.device:

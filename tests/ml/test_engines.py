@@ -54,7 +54,7 @@ def one(train, tmp_path_factory):
 
 @pytest.mark.parametrize("strategy", Strategy)
 def test_two_processes_train_what_one_trains(two, engine, strategy, one, train, tmp_path):
-    if ENGINES[engine].remote and strategy is Strategy.ddp:
+    if ENGINES[engine].needs and strategy is Strategy.ddp:
         pytest.skip("takes long, and tests/flows/test_several_processes.py trains so")
     (tmp_path / "two").mkdir()
     fitted, weights, losses = one
