@@ -61,12 +61,16 @@ def build(plan: Plan, model: Model, device: torch.device) -> Finetuning:
         scores_NS = head.scores(head.answers(outputs(module, seen, modality, rows.validation, device), truth, 1.0), truth)
         return {f"validation/{name}": measure(truth["label"], scores_NS) for name, measure in head.metrics.items()}
 
+    groups = method.groups(model, settings.learning_rate, settings.weight_decay)
+    if not groups:
+        name = recipe.finetuning.head.name.value
+        raise InputError(f"the method {part.method.name.value!r} trains the head alone, and the head {name!r} has no weights of its own: set finetuning.method to full, lora or gradual-unfreezing")
     return Finetuning(
         stage=plan.stage,
         module=model,
         feed=feed,
         settings=settings,
-        groups=method.groups(model, settings.learning_rate, settings.weight_decay),
+        groups=groups,
         prepare=lambda progress: method.prepare(model, progress),
         validate=validate,
         metric=f"validation/{metric}",

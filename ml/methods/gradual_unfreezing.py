@@ -34,6 +34,8 @@ class GradualUnfreezing:
         layers = model.backbone.layers()
         # Layer i from the top starts at until · (i + 1) / n, so that the head has a share of its own and the last one starts at `until`.
         learning = min(len(layers), int(progress / self.options.until * len(layers) + 1e-9))
+        if next(model.head.parameters(), None) is None:  # something has to learn
+            learning = max(1, learning)
         for index, layer in enumerate(layers):
             learns = index >= len(layers) - learning
             layer.requires_grad_(learns)

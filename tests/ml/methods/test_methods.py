@@ -67,6 +67,18 @@ def test_vectors_do_not_decay(name):
 
 
 @pytest.mark.parametrize("name", PLAIN)
+def test_something_learns_from_the_first_step_even_where_the_head_has_no_weights(name):
+    """A method that trains the head alone has nothing to train then, and lists nothing."""
+    model, one = build("vit-tiny"), method(name)
+    model.head = torch.nn.Identity()
+    listed = groups(one, model)
+    model.train()
+    one.prepare(model, 0.0)
+    assert bool(trained(model)) == bool(listed)
+    assert bool(listed) != getattr(one, "frozen", False)
+
+
+@pytest.mark.parametrize("name", PLAIN)
 def test_what_is_frozen_stays_to_the_bit(name):
     """Parameters and normalisation statistics alike, in the first step, when the least learns."""
     model, one = build(), method(name)
