@@ -67,7 +67,9 @@ def test_two_processes_train_what_one_trains(two, engine, strategy, one, train, 
     assert not (tmp_path / "two" / "ranks").exists()
 
 
-def test_a_process_that_hangs_is_noticed_and_replaced(two, train, tmp_path):
+def test_a_process_that_hangs_is_noticed_and_replaced(two, engine, train, tmp_path):
+    if ENGINES[engine].needs:
+        pytest.skip("takes four minutes: a cluster looks for hung processes seldom")
     hung = []
 
     def hang() -> None:
@@ -80,12 +82,12 @@ def test_a_process_that_hangs_is_noticed_and_replaced(two, train, tmp_path):
     threading.Thread(target=hang, daemon=True).start()
     fitted, _, losses = train(tmp_path, *two, "compute.timeout=10", "finetuning.fit.epochs=12", "finetuning.fit.checkpoint_seconds=0")
     assert fitted.epochs == 12 and len(losses) == fitted.steps
-    assert not hung[0].is_running()
+    assert psutil.wait_procs(hung, 60)[1] == []
 
 
 def is_rank(words: list[str], folder: str) -> bool:
-    """Whether these are the words of a process that trains in the folder; Ray's tell no folder, and its cluster is of this test alone."""
-    return words[0].startswith("ray::RayTrainWorker") or ("ml.engines.rank" in words and "torch.distributed.run" not in words and any(word.startswith(folder) for word in words))
+    """Whether these are the words of a process that trains in the folder."""
+    return "ml.engines.rank" in words and "torch.distributed.run" not in words and any(word.startswith(folder) for word in words)
 
 
 def test_what_a_process_finds_wrong_comes_out(two, train, tmp_path):
