@@ -57,7 +57,7 @@ def done(engine, tmp_path_factory, start, tiny):
     after, below = ranks_of(first.process.pid), psutil.Process(first.process.pid).children(recursive=True)
     first.signal(signal.SIGTERM)
     stopped = first.wait()
-    left, at = [process for process in below if process.is_running()], step(folder)
+    left, at = psutil.wait_procs(below, 30)[1], step(folder)
     ended = start(folder, "run", tiny, "--json", *CHANGES).wait()
     return {"folder": folder, "before": before, "after": after, "stopped": stopped, "left": left, "at": at, "ended": ended}
 

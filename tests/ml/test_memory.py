@@ -12,8 +12,8 @@ from ml.contracts import InputError
 from ml.memory import ran_out
 from ml.model import Model
 
-EACH = 100_000_000  # bytes that a row takes for a moment
-MORE = 2_000_000_000  # bytes that there are beside what the process has
+EACH = 400_000_000  # bytes that a row takes for a moment, of addresses alone
+MORE = 7_200_000_000  # bytes that there are beside what the process has, which may give some back meanwhile
 
 
 class Hungry(Model):
