@@ -1,7 +1,7 @@
 """Engines: what processes a training runs in, and for some also decoding and scoring.
 
 An engine is a module with `train(plan, given, workdir, report) -> (training, how it went)`, which leaves the best weights in `given`. Its module for `data`,
-where there is one, has `fill(decoding, compute)` and `score(scoring, compute)`. Both are imported when they have to work: recipes are looked at without them, and
+where there is one, has `fill`, an ml.decoding.Fill, and `score`, as ml.scoring's. Both are imported when they have to work: recipes are looked at without them, and
 a stage's key does not depend on them.
 """
 

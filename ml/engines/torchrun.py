@@ -6,6 +6,7 @@ machines are started by `warmstart join` there.
 
 from __future__ import annotations
 
+import socket
 import sys
 from pathlib import Path
 
@@ -15,14 +16,15 @@ from torch import nn
 from ml.contracts import InputError, Report
 from ml.device import device_of
 from ml.fit import Fitted
-from ml.joining import APART, offer
 from ml.launch import LOOK, check_device, launch
 from ml.plan import Plan
 from ml.recipe import Compute
 from ml.training import Training
 
-# On this machine alone, whatever its name and its networks are.
 ALONE = ("--standalone", "--local-addr=127.0.0.1")
+"""For a launcher of this machine alone, whatever its name and its networks are."""
+APART = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+"""For launchers of several machines: one that shares its store tells a machine that comes in another's place nothing of it."""
 
 
 def train(plan: Plan, given: nn.Module, workdir: Path, report: Report) -> tuple[Training, Fitted]:
@@ -32,11 +34,36 @@ def train(plan: Plan, given: nn.Module, workdir: Path, report: Report) -> tuple[
     here = compute.devices_per_worker if compute.address else compute.processes
     if device_of(compute).type == "cuda" and here > torch.cuda.device_count():
         raise InputError(f"{here} processes are to train on this machine, which has {torch.cuda.device_count()} CUDA devices: each needs one of its own. Lower compute.workers or compute.devices_per_worker.")
-    return launch(plan, given, workdir, report, lambda folder: _command(folder, compute), APART if compute.address else {})
+    return launch(plan, given, workdir, report, lambda folder: command(folder, compute), APART if compute.address else {})
 
 
-def _command(folder: Path, compute: Compute) -> list[str]:
+def command(folder: Path, compute: Compute, host: bool = True) -> list[str]:
+    """The launcher of what is planned in `folder`: of the machine whose stage it is, the `host`, or of another one."""
     options = {"max-restarts": compute.max_restarts, "monitor-interval": LOOK, "log-dir": folder / "logs", "redirects": 3}
     words = [*(f"--{name}={value}" for name, value in options.items()), "-m", "ml.engines.rank", str(folder)]
-    words = offer(folder, words, compute) if compute.address else [*ALONE, f"--nproc-per-node={compute.processes}", *words]
-    return [sys.executable, "-m", "torch.distributed.run", *words]
+    where = _meeting(folder, compute, host) if compute.address else [*ALONE, f"--nproc-per-node={compute.processes}"]
+    return [sys.executable, "-m", "torch.distributed.run", *where, *words]
+
+
+def _meeting(folder: Path, compute: Compute, host: bool) -> list[str]:
+    return [
+        f"--nnodes={compute.workers}",
+        f"--nproc-per-node={compute.devices_per_worker}",
+        "--rdzv-backend=c10d",
+        f"--rdzv-endpoint={compute.address}",
+        f"--rdzv-id={folder.parent.name}",
+        f"--rdzv-conf=is_host={int(host)}",
+        f"--local-addr={_seen_from(compute.address)}",
+    ]
+
+
+def _seen_from(address: str) -> str:
+    """This machine's address in the network of the other one: nothing is sent to find it."""
+    host, _, port = address.rpartition(":")
+    try:
+        family, kind, protocol, _, place = socket.getaddrinfo(host, int(port), type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.connect(place)
+            return probe.getsockname()[0]
+    except OSError as error:
+        raise InputError(f"compute.address={address} is no place that this machine can reach: {error}. Give a name and a free port of the machine that runs the stage.") from None

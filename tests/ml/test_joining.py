@@ -14,7 +14,9 @@ import pytest
 import torch
 
 from ml import engines
-from ml.joining import OFFER, join
+from ml.contracts import InputError
+from ml.engines.torchrun import command
+from ml.joining import join
 from ml.plan import Plan
 from ml.preprocess import preprocess
 from ml.recipe import load
@@ -80,7 +82,7 @@ def test_two_machines_train_what_one_trains_and_one_may_die(train, tmp_path):
     assert killed.is_set() and fitted.processes == [2]
     for name, value in expected.items():
         torch.testing.assert_close(weights[name], value, rtol=1e-3, atol=1e-4)
-    assert not (workdir / "ranks").exists()  # nothing is offered any more
+    assert not (workdir / "ranks").exists()  # nobody can join any more
     below = psutil.Process(others[1].pid).children(recursive=True)
     others[1].send_signal(signal.SIGTERM)
     said = others[1].communicate(timeout=60)[1]
@@ -88,11 +90,20 @@ def test_two_machines_train_what_one_trains_and_one_may_die(train, tmp_path):
     assert not [process for process in below if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
 
 
-def test_an_offer_that_a_dead_machine_left_is_passed_over(tmp_path):
-    (tmp_path / "pretrain-a" / "ranks" / "logs").mkdir(parents=True)
-    (tmp_path / "pretrain-b" / "ranks").mkdir(parents=True)
-    (tmp_path / "pretrain-a" / "ranks" / OFFER).write_text(json.dumps({"address": f"127.0.0.1:{free()}", "words": []}))
-    (tmp_path / "pretrain-b" / "ranks" / OFFER).write_text('{"addr')
-    looks = iter([False, False, False, False])
+def test_plans_that_a_dead_machine_left_or_that_are_for_one_are_passed_over(tiny, tmp_path):
+    several = ["compute.engine=torchrun", "compute.workers=2"]
+    recipes = {"dead": [*several, f"compute.address=127.0.0.1:{free()}"], "alone": several}
+    for name, changes in recipes.items():
+        (tmp_path / name / "ranks" / "logs").mkdir(parents=True)
+        (tmp_path / name / "ranks" / "job.json").write_text(json.dumps({"recipe": load(tiny, changes).model_dump(mode="json")}))
+    (tmp_path / "torn" / "ranks").mkdir(parents=True)
+    (tmp_path / "torn" / "ranks" / "job.json").write_text('{"rec')
+    looks = iter([False] * 4)
     join(tmp_path, lambda: next(looks, True))
     assert not list(tmp_path.glob("*/ranks/logs/*"))
+
+
+def test_an_address_that_is_nowhere_is_told(tiny, tmp_path):
+    compute = load(tiny, ["compute.engine=torchrun", "compute.address=nowhere.invalid:29500"]).compute
+    with pytest.raises(InputError, match=r"nowhere\.invalid:29500 is no place that this machine can reach"):
+        command(tmp_path / "ranks", compute)
