@@ -37,6 +37,10 @@ def main(folder: Path) -> None:
     job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
     compute = Compute.model_validate(job.pop("compute"))
     progress.listen(Reports(folder / "reports.jsonl"))
+    # Here, as a data set keeps the context that it was made with.
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
     serve(folder, partial(JOBS[job.pop("stage")], compute, **job), compute, OBJECTS + AHEAD * CHUNK_BYTES * compute.processes)
 
 
@@ -83,9 +87,6 @@ class _Parts(ray.data.Datasource):
 
 def _mapped(pieces: ray.data.Dataset, worker: type, arguments: Sequence[Any], compute: Compute) -> Iterator[bytes]:
     """What workers of the cluster make of the pieces, in their order."""
-    context = ray.data.DataContext.get_current()
-    context.execution_options.preserve_order = True
-    context.enable_progress_bars = False
     resources = {"num_cpus": 1} | ({"num_gpus": 1} if found(compute).type == "cuda" else {})
     results = pieces.map_batches(
         worker,

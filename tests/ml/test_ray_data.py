@@ -97,6 +97,12 @@ def test_killed_within_pictures_it_goes_on_to_the_same_store(two, tiny, small_ch
     assert_same_files(store(recipe, tmp_path / "local").path, found.path)
 
 
+def test_pieces_that_take_longer_keep_their_place(two, drawn, tiny, small_chunks, tmp_path):
+    drawn(drawn(tmp_path / "pictures", each=16, side=16) / "class0", classes=1, each=8, side=1500)  # the first piece is of large ones
+    recipe = load(tiny, [f"data.source.options.path={tmp_path / 'pictures'}"])
+    assert_same_files(store(recipe, tmp_path / "local").path, store(recipe, tmp_path / "ray", two).path)
+
+
 def test_texts_make_the_same_store(two, tiny_text, small_chunks, tmp_path):
     recipe = load(tiny_text, [])
     assert_same_files(store(recipe, tmp_path / "local").path, store(recipe, tmp_path / "ray", two).path)
