@@ -66,6 +66,10 @@ class Part:
     targets_B: Tensor
 
 
+ALL = slice(None)
+"""A part that is the whole."""
+
+
 @dataclass(frozen=True)
 class Batch:
     """One batch on the device: what the backbone reads, by name, and the targets (UNLABELLED where there is none).
@@ -180,8 +184,8 @@ class Modality(Protocol):
     models read.
 
     From store to model: `collate(rows, spec)` makes one array of stored rows, each cut to what a model reads at once unless it is to be `whole`;
-    `encode(array_B..., spec)` makes inputs of it without randomness, `augment(array_B..., spec, augmentation, generator)` with per-sample parameters, on the array's device. `presets`
-    maps an augmentation's name to its defaults, given the spec.
+    `encode(array_B..., spec)` makes inputs of it without randomness, `augment(array_B..., spec, augmentation, generator, part)` with per-sample parameters, on the array's device, of
+    the rows of `part` just as they are in the whole. `presets` maps an augmentation's name to its defaults, given the spec.
 
     From a user: `serve(value, files)` makes raw bytes of what a request holds, or files with one of `suffixes`. A request's columns are `fields`,
     of type `column_type`: of one field the value is what it holds, of more a mapping, as `request(raw)` makes it of a source's item. Tables

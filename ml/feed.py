@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,8 +53,8 @@ class Feed:
     """Training batches of `rows` of a store: shuffled anew each epoch, augmented on the device.
 
     Batches of an epoch differ in size by one row at most, so every row is seen once and none is left over. With `weights`
-    (one a row) an epoch draws as many rows with replacement, in proportion. Of several `ranks` each gets its part of every micro-batch, cut out
-    of the augmented whole: so rows, augmentation and partners of a mix are the same for any number of them.
+    (one a row) an epoch draws as many rows with replacement, in proportion. Of several `ranks` each gets its part of every micro-batch, as it
+    is in the whole: rows, augmentation and partners of a mix are the same for any number of them.
     """
 
     store: Store | Blocks
@@ -99,10 +99,11 @@ class Feed:
         parts = self.parts(epoch)
         for step in range(start, self.steps):
             micro = [rows for rows in np.array_split(parts[step], self.accumulate) if len(rows)]
-            yield step, [self._part(self.batch(rows, epoch, step, number)) for number, rows in enumerate(micro)]
+            yield step, [self.batch(rows, epoch, step, number) for number, rows in enumerate(micro)]
 
     def batch(self, rows: np.ndarray, epoch: int, step: int, micro: int = 0) -> Batch:
-        """The batch of the given rows, with the randomness of (epoch, step, micro)."""
+        """This rank's part of the batch of the given rows, with the randomness of (epoch, step, micro): as many as the others', or one more or less."""
+        own = slice(len(rows) * self.rank // self.ranks, len(rows) * (self.rank + 1) // self.ranks)
         chosen, spec = self.store.array[rows], self.store.spec
         targets_B = torch.from_numpy(self.store.targets(rows)).to(self.device, non_blocking=True)
         views: list[dict[str, torch.Tensor]] = []
@@ -110,23 +111,10 @@ class Feed:
         for view in range(self.views):
             random = generator(self.seed, "augment", epoch, step, micro, view)
             array_B = torch.from_numpy(self.modality.collate(chosen, spec, self.augmentation, random)).to(self.device, non_blocking=True)
-            inputs, mix = self.modality.augment(array_B, spec, self.augmentation, random)
+            inputs, mix = self.modality.augment(array_B, spec, self.augmentation, random, own)
             views.append(inputs)
-        return Batch(views[0], targets_B, views=tuple(views) if self.views > 1 else (), mix=mix)
-
-    def _part(self, batch: Batch) -> Batch:
-        """This rank's part of a batch: as many rows as the others', or one more or less."""
-        if self.ranks == 1:
-            return batch
-        rows = len(batch.targets_B)
-        start, end = rows * self.rank // self.ranks, rows * (self.rank + 1) // self.ranks
-
-        def cut(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-            return {name: value[start:end] for name, value in inputs.items()}
-
-        mix = None if batch.mix is None else Mix(batch.mix.partner_B[start:end], batch.mix.weight_B[start:end])
-        part = Part(start, rows, batch.targets_B)
-        return Batch(cut(batch.inputs), batch.targets_B[start:end], views=tuple(map(cut, batch.views)), mix=mix, part=part)
+        part = Part(own.start, len(rows), targets_B) if self.ranks > 1 else None
+        return Batch(views[0], targets_B[own], views=tuple(views) if self.views > 1 else (), mix=mix, part=part)
 
 
 def stream(store: Store, rows: np.ndarray, seed: int) -> tuple[Blocks, np.ndarray, np.ndarray]:

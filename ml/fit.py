@@ -343,7 +343,8 @@ class _Loop:
 
     def _how(self) -> dict[str, Any]:
         def sample() -> Batch:
-            return self.feed.batch(self.feed.rows[: math.ceil(self._rows_at_once)], 0, 0)
+            alone = replace(self.feed, rank=0, ranks=1)
+            return alone.batch(alone.rows[: math.ceil(self._rows_at_once / self.feed.ranks)], 0, 0)
 
         exact = is_deterministic(self.compute, self.feed.device) or not STRATEGIES[self.compute.strategy].probed
         while True:

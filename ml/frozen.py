@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ml import progress
-from ml.contracts import DataSpec, Features
+from ml.contracts import ALL, DataSpec, Features
 from ml.feed import plain_batches
 from ml.store import Store
 
@@ -32,8 +32,10 @@ class Vectors:
     def encode(self, array_BD: Tensor, spec: DataSpec) -> dict[str, Tensor]:
         return {"features": array_BD}
 
-    def augment(self, array_BD: Tensor, spec: DataSpec, *args: Any) -> tuple[dict[str, Tensor], None]:
-        return {"features": array_BD}, None
+    def augment(
+        self, array_BD: Tensor, spec: DataSpec, augmentation: Any, generator: torch.Generator, part: slice = ALL
+    ) -> tuple[dict[str, Tensor], None]:
+        return {"features": array_BD[part]}, None
 
 
 class Recalled(nn.Module):

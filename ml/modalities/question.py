@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ml import contracts, minhash, text_augment, text_cleaning, tokenizing
 from ml.answer_spans import CONTEXT, FIRST, IDS, LAST, NotInContext, answers_of, item, locate_answer, token_span, window, window_index
-from ml.contracts import DataSpec, Decoded, InputError, Mix, Raw
+from ml.contracts import ALL, DataSpec, Decoded, InputError, Mix, Raw
 from ml.language import Language, LanguageOptions, tokenizer_of
 from ml.ragged import Ragged
 from ml.text_augment import PADDING
@@ -152,12 +152,12 @@ class Question(Language):
             "end": last_BT.long().argmax(1) * answered_B,
         }
 
-    def augment(self, array_BT: Tensor, spec: DataSpec, augmentation: Any, generator: torch.Generator) -> tuple[dict[str, Tensor], Mix | None]:
+    def augment(self, array_BT: Tensor, spec: DataSpec, augmentation: Any, generator: torch.Generator, part: slice = ALL) -> tuple[dict[str, Tensor], Mix | None]:
         """As `encode`, with tokens hidden by a draw of its own for each row; the answer stays where it is."""
         mask_BT = array_BT != PADDING
         ids_BT = (array_BT & IDS).where(mask_BT, PADDING)
         changed_BT = text_augment.augment(ids_BT, spec, text_augment.Augmentation(drop=augmentation.drop), generator)
-        return self.encode((changed_BT | (array_BT & ~IDS)).where(mask_BT, PADDING), spec), None
+        return self.encode((changed_BT | (array_BT & ~IDS)).where(mask_BT, PADDING)[part], spec), None
 
     def overview(self, store: Any) -> dict[str, Figure]:
         """Lengths, how many can be answered, and a sample."""

@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ml import contracts, minhash, text_augment, text_cleaning
-from ml.contracts import DataSpec, Decoded, InputError, Mix, Raw
+from ml.contracts import ALL, DataSpec, Decoded, InputError, Mix, Raw
 from ml.labels import natural_order
 from ml.language import Language, LanguageOptions, tokenizer_of
 from ml.losses import NOT_ASKED
@@ -140,12 +140,12 @@ class Tagged(Language):
             "tags": (role_BT - TAGGED).masked_fill(role_BT < TAGGED, NOT_ASKED),
         }
 
-    def augment(self, array_BT: Tensor, spec: DataSpec, augmentation: Any, generator: torch.Generator) -> tuple[dict[str, Tensor], Mix | None]:
+    def augment(self, array_BT: Tensor, spec: DataSpec, augmentation: Any, generator: torch.Generator, part: slice = ALL) -> tuple[dict[str, Tensor], Mix | None]:
         """As `encode`, with tokens hidden by a draw of its own for each row; the tags stay where they are."""
         mask_BT = array_BT != PADDING
         ids_BT = (array_BT & IDS).where(mask_BT, PADDING)
         changed_BT = text_augment.augment(ids_BT, spec, text_augment.Augmentation(drop=augmentation.drop), generator)
-        return self.encode((changed_BT | (array_BT & ~IDS)).where(mask_BT, PADDING), spec), None
+        return self.encode((changed_BT | (array_BT & ~IDS)).where(mask_BT, PADDING)[part], spec), None
 
     def overview(self, store: Any) -> dict[str, Figure]:
         """Lengths, how often each tag occurs, and a sample."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ml import minhash, text_augment, text_cleaning, tokenizing
-from ml.contracts import DataSpec, Decoded, Mix, Raw
+from ml.contracts import ALL, DataSpec, Decoded, Mix, Raw
 from ml.language import Language, LanguageOptions, texts, tokenizer_of
 from ml.ragged import Ragged
 from ml.text_classical import Classical, classical
@@ -88,9 +88,9 @@ class Text(Language):
         mask_BT = array_BT != text_augment.PADDING
         return {"tokens": array_BT.long().where(mask_BT, spec.statistics["tokens"]["pad"]), "mask": mask_BT}
 
-    def augment(self, array_BT: Tensor, spec: DataSpec, augmentation: Any, generator: torch.Generator) -> tuple[dict[str, Tensor], Mix | None]:
+    def augment(self, array_BT: Tensor, spec: DataSpec, augmentation: Any, generator: torch.Generator, part: slice = ALL) -> tuple[dict[str, Tensor], Mix | None]:
         """As `encode`, altered by `augmentation` with a draw of its own for each text."""
-        return self.encode(text_augment.augment(array_BT, spec, augmentation, generator), spec), None
+        return self.encode(text_augment.augment(array_BT, spec, augmentation, generator)[part], spec), None
 
     def alternative(self, store: Any, train: np.ndarray, validation: np.ndarray, test: np.ndarray, seed: int) -> Classical:
         """Logistic regression on TF-IDF."""

@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ml import contracts, minhash, text_augment, text_cleaning, tokenizing
-from ml.contracts import DataSpec, Decoded, Mix, Raw
+from ml.contracts import ALL, DataSpec, Decoded, Mix, Raw
 from ml.language import Kind, Language, LanguageOptions, tokenizer_of
 from ml.ragged import Ragged
 from ml.text_augment import PADDING
@@ -125,11 +125,11 @@ class TextPair(Language):
         ids_B2T = array_B2T.long().where(mask_B2T, spec.statistics["tokens"]["pad"])
         return {"tokens": ids_B2T[:, 0], "mask": mask_B2T[:, 0], "target": ids_B2T[:, 1], "target_mask": mask_B2T[:, 1]}
 
-    def augment(self, array_B2T: Tensor, spec: DataSpec, augmentation: Any, generator: torch.Generator) -> tuple[dict[str, Tensor], Mix | None]:
+    def augment(self, array_B2T: Tensor, spec: DataSpec, augmentation: Any, generator: torch.Generator, part: slice = ALL) -> tuple[dict[str, Tensor], Mix | None]:
         """As `encode`, with tokens of the source, or of a block, hidden by a draw of its own for each pair."""
         blocks = array_B2T.ndim == 2
         hidden_BT = text_augment.augment(array_B2T if blocks else array_B2T[:, 0], spec, text_augment.Augmentation(drop=augmentation.drop), generator)
-        return self.encode(hidden_BT if blocks else torch.stack([hidden_BT, array_B2T[:, 1]], 1), spec), None
+        return self.encode((hidden_BT if blocks else torch.stack([hidden_BT, array_B2T[:, 1]], 1))[part], spec), None
 
     def overview(self, store: Any) -> dict[str, Figure]:
         """Lengths of both sides, and a sample."""

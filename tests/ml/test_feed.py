@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -180,3 +182,27 @@ def test_rows_of_parts():
 def test_seeds_stay_what_they_are(parts, seed):
     """Another value here would change the result of every recipe."""
     assert seed_of(*parts) == seed
+
+
+EVERYTHING = {
+    "resized_crop": 0.5, "crop": 0.1, "flip": 0.5, "vertical_flip": 0.5, "rotation": 20, "brightness": 0.4, "contrast": 0.4, "saturation": 0.4,
+    "hue": 0.1, "jitter": 0.8, "gray": 0.2, "blur": 0.5, "noise": 0.1, "erasing": 0.5,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("mixed", [{}, {"mixup": 0.3}, {"cutmix": 1.0}, {"drop": 0.3, "crop": 0.5}], ids=["all", "mixup", "cutmix", "texts"])
+def test_ranks_together_see_what_one_sees(mixed, ranks):
+    one = text_feed(views=2) if "drop" in mixed else feed(views=2)
+    one = replace(one, augmentation=one.modality.Augmentation(**(mixed if "drop" in mixed else EVERYTHING | mixed)), accumulate=2)
+    several = [replace(one, rank=rank, ranks=ranks) for rank in range(ranks)]
+    for (_, whole), *parts in zip(one.batches(1), *(rank.batches(1) for rank in several), strict=True):
+        for batch, *own in zip(whole, *(micro for _, micro in parts), strict=True):
+            for view, shown in enumerate(batch.views):
+                for name, value in shown.items():
+                    assert torch.equal(torch.cat([part.views[view][name] for part in own]), value)
+            assert torch.equal(torch.cat([part.targets_B for part in own]), batch.targets_B)
+            assert [part.part.start for part in own] == np.cumsum([0, *(len(part.targets_B) for part in own[:-1])]).tolist()
+            if batch.mix is not None:
+                assert torch.equal(torch.cat([part.mix.partner_B for part in own]), batch.mix.partner_B)
+                assert torch.equal(torch.cat([part.mix.weight_B for part in own]), batch.mix.weight_B)
