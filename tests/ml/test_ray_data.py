@@ -109,7 +109,7 @@ def test_texts_make_the_same_store(two, tiny_text, small_chunks, tmp_path):
 
 
 def test_a_killed_scoring_leaves_no_process_and_goes_on_to_the_same_file(two, text_model, tmp_path):
-    lines = [json.dumps({"text": line}) for line in [*text_model.lines, ""] * 20]  # one a part: more than are scored before the end is noticed
+    lines = [json.dumps({"text": line}) for line in [*text_model.lines, ""] * 240]  # one a part: more than are scored before the end is noticed
     (tmp_path / "rows.jsonl").write_text("\n".join(lines))
     folder, inputs, output = text_model.folder / "model", [str(tmp_path / "rows.jsonl")], tmp_path / "ray.parquet"
     command = [sys.executable, "-c", SCORE, two.address, str(folder), str(output), *inputs]
