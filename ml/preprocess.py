@@ -129,6 +129,11 @@ def _clean(table: pd.DataFrame, rows: np.ndarray | Ragged, modality: Modality, d
         kept["part"] = reserve_test(kept.assign(label=kept["stratum"]), data.test_fraction)
     straddling = keep_groups_apart(kept)
     final = kept[~straddling]
+    if classes == [KIND] and not (final["part"] == "train").any():
+        raise InputError(
+            f"none of the {len(usable)} readable rows is left to train on: all belong to a test or validation part (the source reads it off their files' names), or copy "
+            "rows that do. Add rows for training"
+        )
     check_classes(final, classes, usable)
     if not (final["part"] == "test").any():
         raise InputError("no row can be reserved for the test: every class has a single row or group. Add data, or an official test part")

@@ -188,6 +188,8 @@ def _make_sqlite(path: Path) -> None:
     new = path.with_name(f"{path.name}.new-{os.getpid()}")
     store = SqlAlchemyStore(f"sqlite:///{new}", DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH)
     store.engine.dispose()
+    for log in ("-wal", "-shm", "-journal"):  # of one that was removed without them: SQLite would write it into the new one
+        path.with_name(path.name + log).unlink(missing_ok=True)
     new.replace(path)
 
 
@@ -206,7 +208,7 @@ def _check_sqlite(path: Path) -> None:
         raise InputError(f"cannot write to MLflow's database {path}: {error}. Permit writing, or end what holds it.") from None
     except sqlite3.DatabaseError as error:
         raise InputError(
-            f"MLflow's database {path} is damaged ({error}). Put a backup in its place, or move it away to start with an empty one."
+            f"MLflow's database {path} is damaged ({error}). Put a backup in its place, without {path.name}-wal and {path.name}-shm beside it, or move all three away to start with an empty one."
         ) from None
 
 

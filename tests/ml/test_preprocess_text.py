@@ -368,3 +368,9 @@ def test_their_files_names_tell_the_parts(tmp_path, source, training):
 def test_where_labels_are_needed_their_want_is_an_error(tmp_path, source, names):
     with pytest.raises(InputError, match="no labelled row"):
         without_labels(tmp_path, tmp_path, labelled=True, source=source, **{name: told(20 * place, 20) for place, name in enumerate(names)})
+
+
+@pytest.mark.parametrize("source", ["text-folder", "text-table"])
+def test_nothing_but_test_and_validation_rows_is_an_error_that_knows_no_class(tmp_path, source):
+    with pytest.raises(InputError, match=r"none of the 22 readable rows is left to train on.*Add rows"):
+        without_labels(tmp_path, tmp_path, source=source, validation=told(30, 10), test=told(40, 12))

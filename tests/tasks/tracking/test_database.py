@@ -75,6 +75,21 @@ def test_damaged_file(content, message, template, tmp_path):
         database.prepare()
 
 
+def test_a_log_left_by_a_database_that_was_removed_does_not_get_into_the_next(template, tmp_path):
+    path, log = tmp_path / "mlflow.db", tmp_path / "mlflow.db-wal"
+    path.write_bytes(template.read_bytes())
+    database.prepare()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript("CREATE TABLE large (x); INSERT INTO large SELECT randomblob(100000) FROM (VALUES (1), (2), (3))")
+        left = log.read_bytes()
+    path.unlink()
+    log.write_bytes(left)
+    database.prepare()
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        assert connection.execute("SELECT count(*) FROM sqlite_master WHERE name = 'large'").fetchone() == (0,)
+
+
 def test_held_by_another_process_is_waited_for(template, tmp_path, monkeypatch):
     path = tmp_path / "mlflow.db"
     path.write_bytes(template.read_bytes())
