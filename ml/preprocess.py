@@ -131,7 +131,7 @@ def _clean(table: pd.DataFrame, rows: np.ndarray | Ragged, modality: Modality, d
     final = kept[~straddling]
     if classes == [KIND] and not (final["part"] == "train").any():
         raise InputError(
-            f"none of the {len(usable)} readable rows is left to train on: all belong to a test or validation part (the source reads it off their files' names), or copy "
+            f"none of the {len(usable)} readable rows is left to train on: all belong to a test or validation part, by their files' names or a column, or copy "
             "rows that do. Add rows for training"
         )
     check_classes(final, classes, usable)

@@ -65,7 +65,7 @@ def batch_norm(
 
 
 class _Normalised(torch.autograd.Function):
-    """(y, mean (C,), variance (C,), values a channel) by torch's own kernels on either way, with one exchange on each: four times as fast as operation by operation.
+    """(y, mean (C,), variance (C,), values a channel) by torch's own kernels on either way, with one exchange on each.
 
     The gradient is that of Ioffe and Szegedy 2015, section 3, with sums over all ranks.
     """

@@ -2,6 +2,8 @@
 
 import inspect
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from ml.contracts import DataSpec, InputError
 VOCABULARY, LENGTH = 50, 24
 SPEC = DataSpec("text", {"vocabulary": VOCABULARY}, (LENGTH,), ("a", "b"), {"tokens": {"pad": 0, "unknown": 1, "begin": 2, "end": 3, "mask": 4}})
 SMALL = {Bert: {"size": "tiny"}, Gpt: {"size": "nano"}, TextCnn: {"width": 16}}
-VARIANTS = [*SMALL.items(), (Bert, {"size": "tiny", "pooling": "cls"}), (Gpt, {"size": "nano", "pooling": "mean"}), (TextCnn, {"width": 16, "depth": 0})]
+VARIANTS = [*SMALL.items(), (Bert, {"size": "tiny", "pooling": "cls"}), (Gpt, {"size": "nano", "pooling": "mean"}), (TextCnn, {"width": 16, "depth": 0, "words": 3.0})]
 BERT_JSON = {
     "model_type": "bert",
     "vocab_size": VOCABULARY,
@@ -53,6 +55,19 @@ def test_encodes_with_the_declared_traits(kind, options):
     assert backbone.embedding.num_embeddings == VOCABULARY
     assert ("causal" in backbone.traits) != ("bidirectional" in backbone.traits)
     assert "text" in backbone.modalities
+
+
+@pytest.mark.parametrize("weight", [1.0, 3.0])
+def test_words_are_counted_and_weighed_beside_what_is_learnt(weight):
+    rarity = [0.0] * 5 + [0.1 * place for place in range(VOCABULARY - 5)]
+    spec = replace(SPEC, statistics={**SPEC.statistics, "rarity": rarity})
+    tokens = torch.tensor([[2, 7, 7, 9, 3], [2, 30, 3, 0, 0]])
+    inputs = {"tokens": tokens, "mask": tokens != 0}
+    counted = make(TextCnn, {"width": 16, "depth": 0, "words": weight}, spec).encode(inputs)
+    assert make(TextCnn, {"width": 16, "depth": 0}, spec).encode(inputs).wide_BW is None
+    assert torch.allclose(counted.wide_BW.norm(dim=1), weight * counted.pooled_BD.norm(dim=1))
+    assert [row.nonzero().flatten().tolist() for row in counted.wide_BW] == [[7, 9], [30]]
+    assert counted.wide_BW[0, 9] / counted.wide_BW[0, 7] == pytest.approx(math.log(2) * rarity[9] / (math.log(3) * rarity[7]))
 
 
 @pytest.mark.parametrize(("kind", "options"), VARIANTS)

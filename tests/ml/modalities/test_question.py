@@ -139,10 +139,17 @@ def test_rows_are_question_and_context_between_their_marks():
         assert ids[length:] == [marks["pad"]] * (len(ids) - length) and length - 1 - question == len(packed["offsets"][row]) // 2
 
 
-def drawn(one, spec, tokens, seed, preset="none"):
+def drawn(one, spec, tokens, seed, preset="none", part=slice(None)):
     random = torch.Generator().manual_seed(seed)
     augmentation = one.presets[preset](spec) if isinstance(preset, str) else preset
-    return one.augment(torch.from_numpy(one.collate(tokens, spec, augmentation, random)), spec, augmentation, random)[0]
+    return one.augment(torch.from_numpy(one.collate(tokens, spec, augmentation, random)), spec, augmentation, random, part)[0]
+
+
+@pytest.mark.parametrize("preset", Question.presets)
+def test_a_part_is_drawn_as_it_is_in_the_whole(preset):
+    one, spec, packed = built(modality(56))
+    whole, part = (drawn(one, spec, packed["tokens"], 1, preset, rows) for rows in (slice(None), slice(1, 3)))
+    assert all(len(part[name]) == 2 and torch.equal(part[name], value[1:3]) for name, value in whole.items())
 
 
 def test_what_a_model_reads_at_once_of_a_longer_row_is_its_first_window():

@@ -190,6 +190,8 @@ def test_hidden_tokens_leave_words_and_tags_in_place(preset):
     plain = read(one, spec, packed["tokens"])
     inputs, _ = one.augment(torch.from_numpy(one.collate(packed["tokens"], spec)), spec, augmentation, torch.Generator().manual_seed(0))
     assert all(torch.equal(plain[name], inputs[name]) for name in ("mask", "first", "tags"))
+    part, _ = one.augment(torch.from_numpy(one.collate(packed["tokens"], spec)), spec, augmentation, torch.Generator().manual_seed(0), slice(1, 3))
+    assert all(torch.equal(part[name], value[1:3]) for name, value in inputs.items())
     changed = plain["tokens"] != inputs["tokens"]
     assert set(inputs["tokens"][changed].tolist()) <= {spec.statistics["tokens"]["mask"]} and bool(changed.any()) == (preset != "none")
 

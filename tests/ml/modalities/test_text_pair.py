@@ -160,6 +160,8 @@ def test_augmentation_hides_tokens_of_the_source_alone(preset):
     found, again = (one.augment(array, spec, augmentation, torch.Generator().manual_seed(1))[0] for _ in range(2))
     assert all(torch.equal(found[name], again[name]) for name in found)
     assert all(torch.equal(found[name], plain[name]) for name in ("mask", "target", "target_mask"))
+    part, _ = one.augment(array, spec, augmentation, torch.Generator().manual_seed(1), slice(1, 3))
+    assert all(torch.equal(part[name], value[1:3]) for name, value in found.items())
     changed = found["tokens"] != plain["tokens"]
     assert changed.any() == (preset != "none") and set(found["tokens"][changed].tolist()) <= {marks["mask"]}
 
