@@ -125,6 +125,31 @@ class Console:
             out.print(Text(f"warning: {line}", style="yellow"), soft_wrap=True)
         out.print(Text("the recipe and its data can be used", style="green"))
 
+    def show_services(self, found: dict[str, Any]) -> None:
+        """Each service of `warmstart up`, and where people and programs find them."""
+        out = Rich()
+        if not found["services"]:
+            out.print("no services run here: `warmstart up` starts them")
+            return
+        table = Table(box=SIMPLE_HEAD, show_edge=False, padding=0)
+        for column in ("service", "state", "up", "log"):
+            table.add_column(column)
+        for name, one in found["services"].items():
+            words, style = ("ready", "green") if one["ready"] else (one["state"].lower(), "red" if one["state"] != "RUNNING" else "yellow")
+            since = _elapsed(time.time() - one["since"]) if one["since"] and one["state"] == "RUNNING" else ""
+            table.add_row(name, Text(words, style=style), since, Text(one["log"], overflow="fold"))
+        out.print(table)
+        places = {"MLflow": found["mlflow"], "Prefect": found["prefect"], "records": f"{found['database']}, in {found['folder']}"}
+        if "user" in found:
+            places["login"] = f"MLflow as {found['user']} with {found['passwords']}/admin-password; Prefect with warmstart:PASSWORD of prefect-password"
+        for name, value in places.items():
+            out.print(Text(f"{name:<8} {value}"), soft_wrap=True)
+
+
+def _elapsed(seconds: float) -> str:
+    minutes = int(seconds) // 60
+    return f"{int(seconds)} s" if minutes < 2 else f"{minutes} min" if minutes < 120 else f"{minutes // 60} h" if minutes < 2880 else f"{minutes // 1440} d"
+
 
 def _fact(name: str, value: float) -> str:
     if name == "rows_per_second":

@@ -31,10 +31,10 @@ class TrackingError(RuntimeError):
     """MLflow could not be used for longer than was waited."""
 
 
-def prepare(patience: float = 20.0) -> str:
+def prepare(patience: float = 20.0, backup: Callable[[str], object] | None = None) -> str:
     """Makes the tracking database ready and gives its URI, as MLFLOW_TRACKING_URI or MLflow's own default says.
 
-    Raises InputError for what cannot be used: a server that is away for `patience` seconds, a damaged file, a folder that
+    With `backup`, which is called with the URI before, tables of an older MLflow are migrated. Raises InputError for what cannot be used: a server that is away for `patience` seconds, a damaged file, a folder that
     cannot be written.
     """
     _settle_environment()
@@ -49,9 +49,9 @@ def prepare(patience: float = 20.0) -> str:
     if scheme in ("http", "https"):
         _reach(uri, patience)
     elif scheme.split("+")[0] == "sqlite":
-        uri = _sqlite(uri)
+        uri = _sqlite(uri, backup)
     elif scheme.split("+")[0] == "postgresql":
-        _postgresql(uri)
+        _postgresql(uri, backup)
     elif scheme == "file" or "://" not in uri:
         raise InputError(
             f"MLflow's records in the folder {mask(uri)} are of the old file kind, which has no transactions. Move them with `mlflow "
@@ -157,7 +157,7 @@ def _settle_environment() -> None:
         os.environ.setdefault(name, value)
 
 
-def _sqlite(uri: str) -> str:
+def _sqlite(uri: str, backup: Callable[[str], object] | None) -> str:
     from sqlalchemy.engine import make_url
 
     url = make_url(uri)
@@ -171,7 +171,7 @@ def _sqlite(uri: str) -> str:
                 _make_sqlite(path)
             _check_sqlite(path)
             uri = url.set(database=str(path)).render_as_string(hide_password=False)
-            _open(uri)
+            _open(uri, backup)
     except OSError as error:
         raise InputError(
             f"cannot keep MLflow's database at {path}: {error.strerror}. Run in a folder that can be written, or set MLFLOW_TRACKING_URI."
@@ -212,7 +212,7 @@ def _check_sqlite(path: Path) -> None:
         ) from None
 
 
-def _postgresql(uri: str) -> None:
+def _postgresql(uri: str, backup: Callable[[str], object] | None) -> None:
     import sqlalchemy
 
     engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.pool.NullPool)
@@ -220,12 +220,12 @@ def _postgresql(uri: str) -> None:
         with engine.connect() as connection:
             # Held until the connection closes: one process at a time makes the tables.
             connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(hashtext('warmstart mlflow tables'))"))
-            _open(uri)
+            _open(uri, backup)
     except sqlalchemy.exc.OperationalError as error:
         raise InputError(f"unreachable MLflow database {mask(uri)}: {first_line(error)}. Start it, or set MLFLOW_TRACKING_URI to another.") from None
 
 
-def _open(uri: str) -> None:
+def _open(uri: str, backup: Callable[[str], object] | None) -> None:
     """Opens the tracking store, which makes tables where there are none, and the default experiment."""
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
@@ -235,9 +235,24 @@ def _open(uri: str) -> None:
     except MlflowException as error:
         if "out-of-date database schema" not in str(error):
             raise
-        raise InputError(
-            f"MLflow's database {mask(uri)} was made by another MLflow. Back it up, then run `mlflow db upgrade {mask(uri)}`."
-        ) from None
+        if backup is None:
+            raise InputError(
+                f"MLflow's database {mask(uri)} was made by another MLflow. Back it up, then run `mlflow db upgrade {mask(uri)}`; `warmstart up` and "
+                "`python -m mlflow_server` do both."
+            ) from None
+        backup(uri)
+        _migrate(uri)
+
+
+def _migrate(uri: str) -> None:
+    """Takes the tables of an older MLflow to those of this one."""
+    from alembic.util.exc import CommandError
+    from mlflow.store.db.utils import _upgrade_db, create_sqlalchemy_engine_with_retry
+
+    try:
+        _upgrade_db(create_sqlalchemy_engine_with_retry(uri))
+    except CommandError as error:
+        raise InputError(f"MLflow's database {mask(uri)} was made by a newer MLflow than this one ({first_line(error)}). Install that one.") from None
 
 
 def _reach(uri: str, patience: float) -> None:
