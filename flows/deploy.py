@@ -83,6 +83,7 @@ def plan(recipe: Recipe) -> Iterator[Planned]:
 def schedulable() -> None:
     """Raises InputError where there is no Prefect server that stays: a temporary one would forget the deployments."""
     import prefect.settings
+
     from tasks.prefect_server import PATIENCE
     from tasks.reach import wait_for
 

@@ -21,6 +21,7 @@ from ml.predictor import Predictor
 from ml.recipe import Compute
 from tasks import collector
 from tasks.stage import TASK
+from tasks.tracking import flow_run
 from tasks.tracking.artifacts import fetch
 from tasks.tracking.database import prepare
 from tasks.tracking.versions import pinned
@@ -31,7 +32,10 @@ def predict(
     model_uri: str, inputs: list[str], output: str, batch_size: int = 256, column: str = "", engine: str = "torch", compute: str = "local", workers: int = 1, address: str = ""
 ) -> dict[str, Any]:
     """Scores files, folders of pictures, Parquet and CSV files; interrupted, the same call goes on where it was."""
-    return score(model_uri, inputs, output, batch_size, column, engine, scoring_compute(compute, workers, address))
+    with flow_run.followed():
+        found = score(model_uri, inputs, output, batch_size, column, engine, scoring_compute(compute, workers, address))
+        flow_run.summarise("predict", f"# Scored with {flow_run.plain(found['model'])}\n\n{flow_run.table(found)}\n")
+        return found
 
 
 def scoring_compute(compute: str, workers: int, address: str) -> Compute:

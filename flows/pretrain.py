@@ -12,6 +12,7 @@ from tasks.preprocess import preprocess
 from tasks.pretrain import pretrain as pretrain_task
 from tasks.register import register_backbone
 from tasks.stage import pipeline_run
+from tasks.tracking import flow_run, parent
 
 
 @flow(name="pretrain", flow_run_name="{recipe.name}-seed-{recipe.seed}", persist_result=False)
@@ -24,4 +25,6 @@ def pretrain(recipe: Recipe, from_stage: str = "") -> dict[str, Any]:
         backbone = pretrain_task(dataset, recipe, run)
         uri = register_backbone(backbone, recipe)
         stages = [one.stage.to_dict() for one in (dataset, backbone)]
+        page = parent.page(run.tracked)
+        flow_run.summarise(f"{recipe.name}-pretraining", f"# Backbone {flow_run.plain(uri)}\n\n[Curves and checkpoints in MLflow]({page})\n")
         return {"run_id": run.tracked.run_id, "experiment": run.tracked.experiment, "stages": stages, "backbone": uri}

@@ -8,7 +8,7 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
 from ml.contracts import InputError
-from tasks.tracking import database, registry
+from tasks.tracking import database, flow_run, registry
 
 
 @flow(name="promote", flow_run_name="{model}-{version}", persist_result=False)
@@ -34,4 +34,6 @@ def move(model: str, version: int | None, reason: str) -> dict[str, Any]:
         raise InputError(f"version {version} of {model}: versions are counted from 1")
     else:
         found = registry.promote(model, version, now.version if now else None, {"reason": reason})
-    return {"model": found.uri, "before": now.uri if now else None}
+    moved = {"model": found.uri, "before": now.uri if now else None}
+    flow_run.summarise(f"{model}-champion", f"# {flow_run.plain(found.uri)} is the champion\n\n{flow_run.table(moved | {'reason': reason})}\n")
+    return moved

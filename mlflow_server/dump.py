@@ -30,36 +30,34 @@ def dump(uri: str, folder: Path) -> Path:
 
 
 def load(uri: str, file: Path) -> None:
-    """Fills the database, which must be empty or not there yet, with what `dump` wrote. Raises InputError."""
+    """Fills the database with what `dump` wrote, whole or not at all; one that holds runs or models is refused. Raises InputError."""
     url = make_url(uri)
     kind = "sqlite" if url.get_backend_name() == "sqlite" else "dump"
     if file.suffix != f".{kind}":
         raise InputError(f"{file.name} is a copy of another kind of database than {mask(uri)}: restore into one of the same kind")
+    refuse_used(uri)
     if kind == "sqlite":
         target = Path(url.database).resolve()
-        if target.exists() and target.stat().st_size:
-            raise InputError(f"{target} is there already: move it away (with {target.name}-wal and {target.name}-shm), a restore changes nothing that is there")
         target.parent.mkdir(parents=True, exist_ok=True)
-        new = target.with_name(target.name + ".restored")
-        new.unlink(missing_ok=True)
-        with closing(sqlite3.connect(f"file:{file.resolve()}?mode=ro", uri=True)) as source, closing(sqlite3.connect(new)) as copy:
+        with closing(sqlite3.connect(f"file:{file.resolve()}?mode=ro", uri=True)) as source, closing(sqlite3.connect(target, timeout=60)) as copy:
             source.backup(copy)
-        for log in ("-wal", "-shm", "-journal"):
-            target.with_name(target.name + log).unlink(missing_ok=True)
-        new.replace(target)
         return
-    if _tables(uri):
-        raise InputError(f"{mask(uri)} has tables already: name an empty database, a restore changes nothing that is there")
-    _run(url, "pg_restore", "--no-owner", "--exit-on-error", "--single-transaction", str(file))
+    _run(url, "pg_restore", "--no-owner", "--clean", "--if-exists", "--exit-on-error", "--single-transaction", str(file))
 
 
-def _tables(uri: str) -> bool:
+def refuse_used(uri: str) -> None:
+    """Raises InputError where the database holds what a restore would remove."""
     import sqlalchemy
 
+    url = make_url(uri)
+    if url.get_backend_name() == "sqlite" and not Path(url.database).exists():
+        return
     engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.pool.NullPool)
     try:
         with engine.connect() as connection:
-            return bool(sqlalchemy.inspect(connection).get_table_names())
+            for table in set(sqlalchemy.inspect(connection).get_table_names()) & {"runs", "registered_models"}:
+                if count := connection.execute(sqlalchemy.text(f"select count(*) from {table}")).scalar():
+                    raise InputError(f"{mask(uri)} holds {count:,} {table.replace('_', ' ')} already: name an empty database, a restore removes nothing")
     except sqlalchemy.exc.OperationalError as error:
         raise InputError(f"unreachable database {mask(uri)}: {str(error).splitlines()[0]}") from None
 

@@ -123,7 +123,7 @@ def installed(program: str = "initdb") -> dict[str, Path]:
     folders = [path.parent for path in Path(INSTALLED).glob(f"*/bin/{program}")]
     elsewhere = shutil.which(program)
     found = {}
-    for folder in [*([Path(elsewhere).resolve().parent] if elsewhere else []), *folders]:
+    for folder in [*([Path(elsewhere).parent] if elsewhere else []), *folders]:
         told = subprocess.run([str(folder / program), "--version"], capture_output=True, text=True, check=False).stdout
         if matched := re.search(r"\) (\d+)", told):
             found[matched[1]] = folder

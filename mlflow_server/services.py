@@ -104,7 +104,7 @@ def _group(folder: Path, wanted: Wanted, before: dict[str, Any] | None, say: Cal
     if cluster is None and not (wanted.database and wanted.prefect_database):
         say("PostgreSQL is not installed: SQLite is used, which serves a few runs at a time. `apt install postgresql`, or give --database and --prefect-database.")
     own = Path("mlflow.db").resolve()
-    database = wanted.database or (f"sqlite:///{own}" if own.exists() or cluster is None else cluster.url("mlflow"))
+    database = wanted.database or (f"sqlite:///{own}" if own.exists() or cluster is None else cluster.url("mlflow", "psycopg"))
     if own.exists() and not wanted.database and cluster:
         say(f"MLflow's records stay in {own}, where this folder's runs are; in a folder without it they would be kept in PostgreSQL")
     health_port = _port("127.0.0.1", 0, ports.get("worker", 8080), "", {mlflow_port, prefect_port})

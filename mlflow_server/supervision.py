@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from xmlrpc.client import Error, ServerProxy
 
-from mlflow_server import bound
+from mlflow_server import bound, credentials
 
 BOUND = Path(bound.__file__)
 STOPPING = 90.0  # seconds for all services to end, one after another
@@ -58,7 +58,7 @@ stdout_logfile_backups=3
 
 def start(folder: Path, names: list[str]) -> None:
     """Starts the programs, and what supervises them, in the background."""
-    done = subprocess.run(_command(folder, names), cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    done = subprocess.run(_command(folder, names), cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, umask=0o077, check=False)
     if done.returncode:
         raise RuntimeError(f"supervisord: {' '.join(done.stderr.split() or done.stdout.split())}")
 
@@ -66,6 +66,7 @@ def start(folder: Path, names: list[str]) -> None:
 def become(folder: Path, names: list[str]) -> None:
     """Turns this process into what supervises the programs, as systemd and containers want it."""
     line = [*_command(folder, names), "--nodaemon"]
+    os.umask(0o077)
     os.execv(line[0], line)
 
 
@@ -122,7 +123,7 @@ def _command(folder: Path, names: list[str]) -> list[str]:
     text = CONFIGURATION.format(socket=_socket(folder), identifier=identifier, directory=quoted, folder=quoted, user="user=root\n" if os.getuid() == 0 else "")
     for number, name in enumerate(names):
         text += PROGRAM.format(name=name, python=sys.executable.replace("%", "%%"), bound=str(BOUND).replace("%", "%%"), folder=quoted, priority=10 * (number + 1))
-    _file(folder).write_text(text)
+    credentials.write(_file(folder), text)
     program = shutil.which("supervisord", path=str(Path(sys.executable).parent)) or "supervisord"
     return [program, "--configuration", str(_file(folder))]
 

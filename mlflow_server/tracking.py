@@ -32,6 +32,9 @@ class Server:
     origins: tuple[str, ...] = ()
     folder: Path = field(default_factory=lambda: Path(os.environ.get("WARMSTART_HOME") or ".warmstart").resolve() / "server")
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "database", database.with_driver(self.database))
+
     def check(self) -> None:
         """Raises InputError for settings that are not safe, or cannot work."""
         if not loopback(self.host) and not self.auth:

@@ -31,6 +31,14 @@ ATTEMPTS = 3
 SUPERVISOR = Path(__file__).with_name("prefect_supervisor.py")
 
 
+_temporary: list[str] = []  # addresses of servers of ours that this process uses
+
+
+def lasting() -> bool:
+    """Whether flows of this process run on a server that stays when they are over, and has a UI."""
+    return not _temporary
+
+
 class Handle:
     """A server on its way. `wait()` blocks until it answers; `close()` lets go of it."""
 
@@ -95,6 +103,8 @@ class Handle:
         before = {name: os.environ.get(name) for name in ("PREFECT_API_URL", "PREFECT_API_AUTH_STRING")}
         os.environ |= {"PREFECT_API_URL": url, "PREFECT_API_AUTH_STRING": auth}
         self._done.callback(_restore, before)
+        _temporary.append(url)
+        self._done.callback(_temporary.remove, url)
         # Prefect reads the environment when it is first imported; later it looks at its context.
         from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 

@@ -16,7 +16,7 @@ from ml.report import duration, render
 from tasks.evaluate import read_evaluation
 from tasks.references import BackboneRef, ClassicalRef, DatasetRef, ModelRef, RegisteredModel, ReportRef, SplitsRef, StageSummary
 from tasks.stage import TASK, Run, flat
-from tasks.tracking import parent
+from tasks.tracking import flow_run, parent
 from tasks.tracking.artifacts import fetch
 
 SECTIONS = {"preprocess": "data", "pretrain": "training", "finetune": "training", "baseline": "training", "evaluate": "evaluation"}
@@ -63,7 +63,23 @@ def report(
         metrics=metrics | ({"best/gain_over_scratch": gain["value"]} if gain else {}),
         datasets={recipe.name: dataset.digest},
     )
+    flow_run.summarise(recipe.name, _markdown(summary, parent.page(run.tracked)))
     return summary
+
+
+def _markdown(summary: dict[str, Any], page: str) -> str:
+    """What Prefect's UI shows of the run."""
+    verdict, model = summary["verdict"], summary["model"]
+    scores = {name: f"{one['value']:.4g} [{one['low']:.4g}, {one['high']:.4g}]" for name, one in summary["metrics"].items() if None not in (one["value"], one["low"], one["high"])}
+    lines = [
+        f"# {flow_run.plain(summary['experiment'])}: the gate was {'passed' if verdict['passed'] else 'not passed'}",
+        *(f"- {flow_run.plain(line)}" for line in (*summary["conclusions"], *verdict["reasons"])),
+        flow_run.table(scores),
+        flow_run.table({f"{stage['name']}": f"{'reused' if stage['cached'] else 'done'} in {stage['seconds']:.1f} s" for stage in summary["stages"]}),
+        f"Model: {flow_run.plain(model['uri'])} {flow_run.plain(', '.join(model['aliases']))}",
+        f"[Parameters, curves and the report in MLflow]({page})" if page.startswith("http") else f"In MLflow: run {page}",
+    ]
+    return "\n\n".join([lines[0], "\n".join(lines[1:-4]), *lines[-4:]])
 
 
 def _context(

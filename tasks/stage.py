@@ -23,7 +23,7 @@ from ml.recipe import Recipe
 from ml.remote import Remote, StorageError
 from tasks import collector
 from tasks.references import StageSummary
-from tasks.tracking import database, runs
+from tasks.tracking import database, flow_run, runs
 from tasks.tracking.cache import stage_key
 from tasks.tracking.runs import PipelineRun
 from tasks.tracking.spool import json_lines
@@ -97,11 +97,12 @@ class Run:
 @contextmanager
 def pipeline_run(recipe: Recipe, from_stage: str = "") -> Iterator[Run]:
     """The parent run in MLflow of one pipeline run, closed with its status whatever happens."""
-    database.prepare()
-    collector.resume()
-    text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    with runs.pipeline_run(recipe.name, text, recipe.seed) as tracked:
-        yield Run(tracked, home(), redo_from(from_stage), storage())
+    with flow_run.followed():
+        database.prepare()
+        collector.resume()
+        text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        with runs.pipeline_run(recipe.name, text, recipe.seed, flow_run.tags()) as tracked:
+            yield Run(tracked, home(), redo_from(from_stage), storage())
 
 
 def redo_from(stage: str) -> frozenset[str]:

@@ -226,6 +226,18 @@ def installed(environment):
     return run
 
 
+@pytest.fixture(scope="session")
+def outside():
+    """The installed command with no server configured: those of the folder, if there are some."""
+
+    def run(folder, *arguments) -> Done:
+        command = [COMMAND, *map(str, arguments)]
+        done = subprocess.run(command, cwd=folder, env=clean_environment(), capture_output=True, text=True, timeout=400, check=False)
+        return Done(done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
 @pytest.fixture
 def eight(tmp_path):
     """Starts the installed command eight times in one empty folder, with no server configured; gives how each ended."""

@@ -51,6 +51,7 @@ def prepare(patience: float = 20.0, backup: Callable[[str], object] | None = Non
     elif scheme.split("+")[0] == "sqlite":
         uri = _sqlite(uri, backup)
     elif scheme.split("+")[0] == "postgresql":
+        uri = with_driver(uri)
         _postgresql(uri, backup)
     elif scheme == "file" or "://" not in uri:
         raise InputError(
@@ -66,6 +67,12 @@ def uri() -> str:
     import mlflow
 
     return mask(mlflow.get_tracking_uri())
+
+
+def with_driver(uri: str) -> str:
+    """A URI of PostgreSQL with the driver that is installed, psycopg 3; any other as it is."""
+    scheme, rest = uri.split("://", 1) if "://" in uri else ("", uri)
+    return f"postgresql+psycopg://{rest}" if scheme in ("postgresql", "postgres") else uri
 
 
 def client() -> MlflowClient:

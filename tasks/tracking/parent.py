@@ -46,6 +46,12 @@ def describe(run: PipelineRun, params: Mapping[str, Any], metrics: Mapping[str, 
     database.retry(database.client().log_inputs, run.run_id, datasets=given)
 
 
+def page(run: PipelineRun) -> str:
+    """The run's address in MLflow's UI, or its id where no server runs."""
+    uri = database.uri()
+    return f"{uri.rstrip('/')}/#/experiments/{run.experiment_id}/runs/{run.run_id}" if uri.startswith("http") else run.run_id
+
+
 def where_to_look() -> str:
     """The command or address that shows the runs."""
     uri = database.uri()

@@ -10,7 +10,7 @@ import logging
 import subprocess
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -36,12 +36,12 @@ class PipelineRun:
 
 
 @contextmanager
-def pipeline_run(recipe_name: str, recipe_yaml: str, seed: int = 0) -> Iterator[PipelineRun]:
-    """A new parent run in the experiment `recipe_name`: RUNNING inside the block, then FINISHED, FAILED or KILLED."""
+def pipeline_run(recipe_name: str, recipe_yaml: str, seed: int = 0, tags: Mapping[str, str] | None = None) -> Iterator[PipelineRun]:
+    """A new parent run in the experiment `recipe_name`, with `tags`: RUNNING inside the block, then FINISHED, FAILED or KILLED."""
     experiment_id = database.experiment(recipe_name)
     reconcile(experiment_id)
     mine = lease.Lease.mine()
-    run = create_run(experiment_id, recipe_name, {"warmstart.kind": "pipeline", "warmstart.seed": str(seed), lease.TAG: mine.dump()})
+    run = create_run(experiment_id, recipe_name, {**(tags or {}), "warmstart.kind": "pipeline", "warmstart.seed": str(seed), lease.TAG: mine.dump()})
     run_id = run.info.run_id
     heartbeat = lease.Heartbeat(run_id, mine)
     try:

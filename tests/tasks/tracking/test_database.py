@@ -125,7 +125,7 @@ def test_a_folder_that_is_a_file(monkeypatch, tmp_path):
     ("uri", "message"),
     [
         ("http://user:hunter22@127.0.0.1:9", r"unreachable MLflow at http://\*\*\*@127.0.0.1:9"),
-        ("postgresql://user:hunter22@127.0.0.1:9/mlflow", r"unreachable MLflow database postgresql://\*\*\*@127.0.0.1:9/mlflow"),
+        ("postgresql://user:hunter22@127.0.0.1:9/mlflow", r"unreachable MLflow database postgresql\+psycopg://\*\*\*@127.0.0.1:9/mlflow"),
         ("sqlite://", "keeps nothing"),
         ("./mlruns", "migrate-filestore"),
     ],

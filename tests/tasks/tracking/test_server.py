@@ -12,8 +12,6 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from ml.contracts import InputError
-from mlflow_server.__main__ import command
 from tasks.reach import wait_for
 from tasks.tracking import artifacts, database, runs, stages
 
@@ -130,15 +128,3 @@ def test_away_in_a_stage_and_back_then_away_at_its_end(line, monkeypatch):
         assert [one.value for one in database.client().get_metric_history(result.run_id, "loss")] == [1.0]
     assert not runs.search([experiment], "attributes.status = 'RUNNING'")
     assert {run.info.status for run in runs.search([experiment], "")} == {"FINISHED"}
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [(["--host", "0.0.0.0"], "can be reached by others"), (["--auth"], "at least 12 characters"), (["--workers", "2"], "one writer at a time")],
-)
-def test_unsafe_settings_are_refused(arguments, message, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_AUTH_ADMIN_PASSWORD", "password")
-    with pytest.raises(InputError, match=message):
-        command(arguments)
-    assert not list(tmp_path.iterdir())

@@ -1,0 +1,206 @@
+"""`warmstart up`, `deploy`, `status`, `down` as a user's shell has them: a schedule fires, what is killed comes back, nothing is left."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+import urllib.request
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mlflow_server import bound, postgresql
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+
+
+class Team:
+    """The folder of a team, its commands, and what its servers say."""
+
+    def __init__(self, folder: Path, outside) -> None:
+        self.folder, self.command = folder, outside
+        self.services = folder / ".warmstart" / "services"
+
+    def run(self, *arguments, code: int = 0) -> str:
+        done = self.command(self.folder, *arguments)
+        assert done.code == code, done.out + done.err
+        return done.out
+
+    def status(self) -> dict:
+        return json.loads(self.command(self.folder, "status", "--json").out)
+
+    def clients(self) -> dict:
+        return json.loads((self.services / "services.json").read_text())["clients"]
+
+    def prefect(self, path: str, content: dict | None = None):
+        return self._ask(f"{self.clients()['PREFECT_API_URL']}/{path}", content)
+
+    def mlflow(self, path: str, content: dict | None = None):
+        return self._ask(f"{self.clients()['MLFLOW_TRACKING_URI']}/api/2.0/mlflow/{path}", content)
+
+    def _ask(self, url: str, content: dict | None):
+        request = urllib.request.Request(url, None if content is None else json.dumps(content).encode(), {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.load(answer)
+
+    def start(self, deployment: str) -> str:
+        """Triggers a run of a deployment and gives its id."""
+        found = self.prefect(f"deployments/name/{deployment}")
+        return self.prefect(f"deployments/{found['id']}/create_flow_run", {})["id"]
+
+    def flow_run(self, run: str) -> dict:
+        return self.prefect(f"flow_runs/{run}")
+
+    def processes(self) -> list[int]:
+        """All that the group has running."""
+        return [pid for pid in bound.processes() if bound.running(pid) and bound.marked_with(pid, bound.mark(self.services, ""))]
+
+    def running(self, part: str) -> list[int]:
+        """Those of them whose command line holds the words."""
+        found = []
+        for pid in self.processes():
+            with suppress(OSError):
+                if part in Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode():
+                    found.append(pid)
+        return found
+
+    def wrapper(self, name: str) -> int:
+        return next(pid for pid in bound.processes() if bound.running(pid) and Path(f"/proc/{pid}/cmdline").read_bytes().endswith(f"{self.services}\0{name}\0".encode()))
+
+
+def wait_for(condition, seconds: float = 240):
+    """What the condition gives, once that is true."""
+    deadline = time.monotonic() + seconds
+    while True:
+        with suppress(OSError, StopIteration, KeyError):
+            if found := condition():
+                return found
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.3)
+
+
+@pytest.fixture(scope="module")
+def team(place, outside, tiny):
+    one = Team(place, outside)
+    recipe = yaml.safe_load(tiny.read_text())
+    (place / "tiny.yaml").write_text(yaml.safe_dump(recipe))
+    one.run("up")
+    yield one
+    done = outside(place, "down")
+    bound.sweep(bound.mark(one.services, ""))
+    assert done.code == 0, done.err
+    assert not one.processes()
+    shutil.rmtree(postgresql._socket(one.services, "postgres" if os.getuid() == 0 else ""), ignore_errors=True)
+
+
+def test_up_again_changes_nothing(team):
+    before = sorted(team.processes())
+    team.run("up")
+    assert sorted(team.processes()) == before
+    found = team.status()
+    assert found["ready"] and found["database"] == ("PostgreSQL" if postgresql.installed() else "SQLite")
+    assert team.command(team.folder, "up", "--runs", "7").code == 2
+
+
+def test_what_is_secret_is_its_owners_alone(team):
+    for path in team.services.iterdir():
+        if path.is_file() and path.name not in ("lock",):
+            assert path.stat().st_mode & 0o077 == 0, path
+
+
+def test_a_schedule_fires_and_leaves_a_new_version(team):
+    said = team.run("deploy", "tiny.yaml", "--interval", "15")
+    assert [line.split("'")[1] for line in said.splitlines()] == [f"{flow}/tiny" for flow in ("pretrain-finetune", "pretrain")] + ["pretrain-finetune/tiny-from-backbone", "predict/tiny", "promote/tiny", "rollback/tiny"]
+    try:
+        version = wait_for(lambda: team.mlflow("model-versions/search?filter=name%3D'tiny'").get("model_versions"))[0]
+        wait_for(lambda: "champion" in str(team.mlflow("registered-models/get?name=tiny")["registered_model"].get("aliases")))
+    finally:
+        team.run("deploy", "tiny.yaml", "seed=1")  # without a schedule
+    assert version["status"] == "READY"
+    scheduled = team.prefect("flow_runs/filter", {"flow_runs": {"state": {"type": {"any_": ["COMPLETED"]}}}})
+    assert scheduled and scheduled[0]["auto_scheduled"] and scheduled[0]["created_by"]["type"] == "SCHEDULE"
+    summary = next(one for one in team.prefect("artifacts/filter", {}) if one["type"] == "markdown")
+    assert team.clients()["MLFLOW_TRACKING_URI"] in summary["data"]
+    assert {one["key"] for one in team.prefect("artifacts/filter", {}) if one["type"] == "progress"} >= {"pretrain", "finetune"}
+    experiment = team.mlflow("experiments/get-by-name?experiment_name=tiny")["experiment"]["experiment_id"]
+    runs = team.mlflow("runs/search", {"experiment_ids": [experiment], "filter": "tags.`warmstart.kind` = 'pipeline'"})["runs"]
+    tags = {tag["key"]: tag["value"] for tag in runs[-1]["data"]["tags"]}
+    assert tags["warmstart.prefect"].startswith(team.status()["prefect"]) and tags["warmstart.prefect"] in tags["mlflow.note.content"]
+
+
+@pytest.fixture(scope="module")
+def slow(team):
+    """A deployment whose runs take some time."""
+    content = yaml.safe_load((team.folder / "tiny.yaml").read_text())
+    content["name"] = "slow"
+    content["pretraining"]["fit"] = {"epochs": 150, "batch_size": 16, "checkpoint_seconds": 2}
+    (team.folder / "slow.yaml").write_text(yaml.safe_dump(content))
+    team.run("deploy", "slow.yaml")
+    return "pretrain/slow"
+
+
+def trains(team, run: str) -> bool:
+    """Whether a flow run is in its training."""
+    return any(one["key"] == "pretrain" and one["flow_run_id"] == run for one in team.prefect("artifacts/filter", {}))
+
+
+@pytest.mark.parametrize("victim", ["run", "worker", "group"])
+def test_a_run_whose_process_was_killed_goes_on(team, slow, victim):
+    run = team.start(slow)
+    wait_for(lambda: trains(team, run))
+    began = time.monotonic()
+    if victim == "run":
+        os.kill(team.running("prefect.engine")[0], signal.SIGKILL)
+    elif victim == "worker":
+        os.kill(team.running("prefect worker start")[0], signal.SIGKILL)
+    else:
+        os.kill(int((team.services / "supervisord.pid").read_text()), signal.SIGKILL)
+        wait_for(lambda: not team.processes(), 60)
+        refused = team.command(team.folder, "run", "tiny.yaml")
+        assert refused.code == 2 and "`warmstart up` starts them again" in refused.err
+        team.run("up")
+    wait_for(lambda: team.flow_run(run)["state_type"] == "RUNNING" and team.flow_run(run)["run_count"] > 1)
+    print(f"{victim}: went on after {time.monotonic() - began:.0f} s")
+    wait_for(lambda: team.flow_run(run)["state_type"] == "COMPLETED")
+    experiment = team.mlflow("experiments/get-by-name?experiment_name=slow")["experiment"]["experiment_id"]
+    found = team.mlflow("runs/search", {"experiment_ids": [experiment]})["runs"]
+    assert not [one for one in found if one["info"]["status"] == "RUNNING"]
+    done = [one for one in found if one["info"]["status"] == "FINISHED" and one["info"]["run_name"] == "pretrain"]
+    assert len(done) == 1, "one attempt wins"
+    shutil.rmtree(team.folder / ".warmstart" / "work", ignore_errors=True)
+    for one in found:  # the next victim's run finds nothing done
+        team.mlflow("runs/delete", {"run_id": one["info"]["run_id"]})
+
+
+SERVICES = ["postgresql", "mlflow", "prefect", "worker"]
+
+
+@pytest.mark.parametrize("name", SERVICES)
+@pytest.mark.parametrize("what", ["program", "wrapper"])
+def test_a_service_that_was_killed_comes_back_once(team, name, what):
+    if name not in team.status()["services"]:
+        pytest.skip("PostgreSQL is not installed")
+    count = len(team.processes())
+    wrapper = team.wrapper(name)
+    os.kill(wrapper if what == "wrapper" else bound.descendants(wrapper)[0], signal.SIGKILL)
+    wait_for(lambda: team.wrapper(name) != wrapper)
+    wait_for(lambda: team.status()["ready"])
+    wait_for(lambda: len(team.processes()) <= count)
+    assert team.mlflow("experiments/get-by-name?experiment_name=tiny")
+
+
+def test_down_leaves_nothing_and_up_finds_all(team):
+    before = team.mlflow("model-versions/search?filter=name%3D'tiny'")["model_versions"]
+    ports = {name: team.status()[name] for name in ("mlflow", "prefect")}
+    team.run("down")
+    assert not team.processes()
+    team.run("status", code=3)
+    assert "no services" in team.run("down")
+    team.run("up")
+    assert team.mlflow("model-versions/search?filter=name%3D'tiny'")["model_versions"] == before
+    assert {name: team.status()[name] for name in ports} == ports
+    assert len(team.prefect("deployments/filter", {})) >= 6
