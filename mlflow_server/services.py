@@ -126,7 +126,7 @@ def _group(folder: Path, wanted: Wanted, before: dict[str, Any] | None, say: Cal
             {**clients, **QUIET, "PREFECT_HOME": str(folder / "prefect"), "PREFECT_RUNNER_HEARTBEAT_FREQUENCY": "30"},
             after=[_asking(f"{url}:{prefect_port}/api/health"), _asking(f"{url}:{mlflow_port}/health")],
             probe=f"http://127.0.0.1:{health_port}/health",
-            grace=40.0,  # a run that is asked to end makes a checkpoint
+            grace=25.0,  # a run that is asked to end makes a checkpoint, within 20 s
         ),
     }
     where = {"mlflow": clients["MLFLOW_TRACKING_URI"], "prefect": f"{url}:{prefect_port}", "pool": POOL, "database": "PostgreSQL" if database.startswith("postgresql") else "SQLite"}

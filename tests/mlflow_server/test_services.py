@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import time
 import urllib.request
 from contextlib import suppress
@@ -159,7 +158,7 @@ def test_a_run_whose_process_was_killed_goes_on(team, slow, victim):
         os.kill(team.running("prefect worker start")[0], signal.SIGKILL)
     else:
         os.kill(int((team.services / "supervisord.pid").read_text()), signal.SIGKILL)
-        wait_for(lambda: not team.processes(), 60)
+        wait_for(lambda: not team.processes(), 120)
         refused = team.command(team.folder, "run", "tiny.yaml")
         assert refused.code == 2 and "`warmstart up` starts them again" in refused.err
         team.run("up")
