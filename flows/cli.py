@@ -194,6 +194,109 @@ def recipes() -> None:
 
 
 @app.command()
+def runs(
+    experiment: Annotated[str, typer.Argument(metavar="[EXPERIMENT]", help="Of this experiment alone.")] = "",
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="At most so many.")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """List the runs that there were, the newest first.
+
+    With how each ended, its score, its verdict and its model version.
+    """
+    with _standard_output(as_json) as output:
+        from tasks.tracking import database, listing
+
+        database.look()
+        _show(listing.pipelines(experiment, limit), "show_runs", as_json, output)
+
+
+@app.command()
+def models(
+    name: Annotated[str, typer.Argument(metavar="[NAME]", help="A registered model: all its versions, and who moved its champion.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """List the registered models.
+
+    With their aliases and scores; with a NAME, the audit of its champion.
+    """
+    with _standard_output(as_json) as output:
+        from tasks.tracking import database, listing
+
+        database.look()
+        _show(listing.models(name), "show_models", as_json, output)
+
+
+@app.command()
+def lineage(
+    version: Annotated[str, typer.Argument(metavar="NAME@ALIAS", help="A version: NAME@ALIAS, NAME/VERSION or models:/...")],
+    picture: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw it too, as .svg, .png or .pdf.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell where a model version comes from.
+
+    Data, pretraining, split, fine-tuning, evaluation, gate, and who promoted it when, on which evidence.
+    """
+    with _standard_output(as_json) as output:
+        from flows.files import check_picture, write
+        from tasks.tracking import database
+        from tasks.tracking.lineage import lineage as found_of
+
+        if picture is not None:
+            check_picture(picture)
+        database.look()
+        found = found_of(version)
+        if picture is not None:
+            from ml.lineage_picture import draw
+
+            write(picture, draw(found))
+        _show(found, "show_lineage", as_json, output)
+
+
+@app.command()
+def compare(
+    names: Annotated[list[str], typer.Argument(metavar="RUN RUN...", help="Runs as `warmstart runs` lists them, or NAME/VERSION or NAME@ALIAS of what they registered.")],
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with curves and pictures too, one file with everything inside.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare runs with the first of them.
+
+    Parameters that differ, scores with intervals, and where the test rows are the same the paired difference.
+    """
+    with _standard_output(as_json) as output:
+        from flows.files import check_place, write
+        from ml.contracts import InputError
+        from tasks.tracking import database
+
+        if len(names) < 2:
+            raise InputError("compare takes two runs or more. `warmstart runs` lists them.")
+        if html is not None:
+            check_place(html)
+        database.look()
+        from tasks import compare as side_by_side
+
+        looked = side_by_side.look(names)
+        found = side_by_side.compare(looked)
+        labels = side_by_side.short([one["run_id"] for one in found["runs"]])
+        if html is not None:
+            from datetime import UTC, datetime
+
+            from ml.comparison_page import render
+
+            write(html, render(found, labels, side_by_side.curves(looked), datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")))
+        _show(found, "show_comparison", as_json, output, labels)
+
+
+def _show(found: dict[str, Any], show: str, as_json: bool, output: Any, *more: Any) -> None:
+    """Prints as JSON, or shows as flows.tables does, what a command has found."""
+    from ml.evaluation import plain
+
+    if as_json:
+        print(json.dumps(plain(found), indent=2, allow_nan=False), file=output)
+    else:
+        getattr(importlib.import_module("flows.tables"), show)(found, *more)
+
+
+@app.command()
 def show(
     kind: Annotated[str, typer.Argument(metavar="{sources|modalities|backbones|objectives|heads|methods}")],
     name: Annotated[str, typer.Argument(metavar="[NAME]")] = "",
