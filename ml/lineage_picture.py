@@ -64,9 +64,10 @@ def draw(lineage: Mapping[str, Any]) -> Figure:
         shape = FancyBboxPatch((box.left, box.top), WIDTH, box.height, boxstyle="round,pad=0,rounding_size=0.07", facecolor="white", edgecolor=edge, linewidth=1.4)
         shape.set_linestyle("--" if box.missing else "-")
         axes.add_patch(shape)
-        axes.text(box.left + PAD, box.top + PAD, box.title, va="top", fontsize=9.5, weight="bold", color=edge)
+        inside = {"va": "top", "clip_on": True, "clip_path": shape}  # of wide letters fewer have room
+        axes.text(box.left + PAD, box.top + PAD, box.title, fontsize=9.5, weight="bold", color=edge, **inside)
         for number, line in enumerate(box.lines):
-            axes.text(box.left + PAD, box.top + PAD + LINE * (number + 1.45), line, va="top", fontsize=7.6, color="#222222")
+            axes.text(box.left + PAD, box.top + PAD + LINE * (number + 1.45), line, fontsize=7.6, color="#222222", **inside)
     return figure
 
 

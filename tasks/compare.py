@@ -15,9 +15,7 @@ from tasks.tracking import history, listing
 from tasks.tracking.parent import address
 
 if TYPE_CHECKING:
-    from mlflow.entities import Run
-
-    from tasks.tracking.history import Stage
+    from tasks.tracking.history import Run, Stage
 
 PARTS = {"pretrain": "pretraining", "finetune": "fine-tuning"}
 CURVES = ("train/loss", "validation/loss")
