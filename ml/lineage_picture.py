@@ -12,6 +12,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
+from matplotlib.transforms import Bbox, TransformedBbox
 
 from ml import lineage as told
 from ml.pictures import BLUE, GRAY, ORANGE, RED, plain_text
@@ -64,10 +65,12 @@ def draw(lineage: Mapping[str, Any]) -> Figure:
         shape = FancyBboxPatch((box.left, box.top), WIDTH, box.height, boxstyle="round,pad=0,rounding_size=0.07", facecolor="white", edgecolor=edge, linewidth=1.4)
         shape.set_linestyle("--" if box.missing else "-")
         axes.add_patch(shape)
-        inside = {"va": "top", "clip_on": True, "clip_path": shape}  # of wide letters fewer have room
-        axes.text(box.left + PAD, box.top + PAD, box.title, fontsize=9.5, weight="bold", color=edge, **inside)
+        texts = [axes.text(box.left + PAD, box.top + PAD, box.title, va="top", fontsize=9.5, weight="bold", color=edge)]
         for number, line in enumerate(box.lines):
-            axes.text(box.left + PAD, box.top + PAD + LINE * (number + 1.45), line, fontsize=7.6, color="#222222", **inside)
+            texts.append(axes.text(box.left + PAD, box.top + PAD + LINE * (number + 1.45), line, va="top", fontsize=7.6, color="#222222"))
+        room = TransformedBbox(Bbox.from_extents(box.left, box.top, box.left + WIDTH - PAD / 2, box.bottom), axes.transData)  # of wide letters fewer have it
+        for text in texts:
+            text.set(clip_on=True, clip_path=None, clip_box=room)
     return figure
 
 

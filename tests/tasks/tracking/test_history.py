@@ -40,11 +40,11 @@ def test_where_there_is_no_database_none_is_made(tmp_path, monkeypatch):
 
 def test_an_empty_database(tracked):
     assert listing.pipelines("", 5) == {"runs": []} and listing.models() == {"models": []}
-    with pytest.raises(InputError, match="no pipeline run 'abc'. Known: none yet"):
+    with pytest.raises(InputError, match=r"no pipeline run 'abc'. Known: none yet"):
         history.run("abc")
-    with pytest.raises(InputError, match="no registered model 'x'. Known: none yet"):
+    with pytest.raises(InputError, match=r"no registered model 'x'. Known: none yet"):
         history.version("x@champion")
-    with pytest.raises(InputError, match="no experiment 'x'. Known: Default"):
+    with pytest.raises(InputError, match=r"no experiment 'x'. Known: Default"):
         listing.pipelines("x", 5)
 
 
@@ -143,6 +143,6 @@ def test_models_with_an_alias_moved_by_hand(pipeline, tracked):
     assert [entry["action"] for entry in lineage("tiny/2")["history"]] == ["noticed", "promote"]
     with pytest.raises(InputError, match=r"tiny has tiny/1, tiny/2, tiny/3, .*tiny@champion"):
         history.version("tiny/7")
-    with pytest.raises(InputError, match="no registered model 'tin'. Known: tiny"):
+    with pytest.raises(InputError, match=r"no registered model 'tin'. Known: tiny"):
         listing.models("tin")
     assert by_hand({"from": 2, "to": None, "after": 0.0}).endswith("away from version 2, some time after 1970-01-01T00:00:00+00:00")

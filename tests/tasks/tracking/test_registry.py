@@ -12,7 +12,6 @@ from tracking_workers import read
 from ml.contracts import InputError
 from tasks.tracking import artifacts, database, registry, runs
 
-
 ROUNDS = int(os.environ.get("WARMSTART_SEEDS", "2"))
 """Of contending promotions; more where more time is to be spent."""
 
