@@ -203,11 +203,7 @@ def runs(
 
     With how each ended, its score, its verdict and its model version.
     """
-    with _standard_output(as_json) as output:
-        from tasks.tracking import database, listing
-
-        database.look()
-        _show(listing.pipelines(experiment, limit), "show_runs", as_json, output)
+    _look("runs", as_json, experiment, limit)
 
 
 @app.command()
@@ -219,11 +215,7 @@ def models(
 
     With their aliases and scores; with a NAME, the audit of its champion.
     """
-    with _standard_output(as_json) as output:
-        from tasks.tracking import database, listing
-
-        database.look()
-        _show(listing.models(name), "show_models", as_json, output)
+    _look("models", as_json, name)
 
 
 @app.command()
@@ -236,20 +228,7 @@ def lineage(
 
     Data, pretraining, split, fine-tuning, evaluation, gate, and who promoted it when, on which evidence.
     """
-    with _standard_output(as_json) as output:
-        from flows.files import check_picture, write
-        from tasks.tracking import database
-        from tasks.tracking.lineage import lineage as found_of
-
-        if picture is not None:
-            check_picture(picture)
-        database.look()
-        found = found_of(version)
-        if picture is not None:
-            from ml.lineage_picture import draw
-
-            write(picture, draw(found))
-        _show(found, "show_lineage", as_json, output)
+    _look("lineage", as_json, version, picture)
 
 
 @app.command()
@@ -262,38 +241,19 @@ def compare(
 
     Parameters that differ, scores with intervals, and where the test rows are the same the paired difference.
     """
+    _look("compare", as_json, names, html)
+
+
+def _look(command: str, as_json: bool, *arguments: Any) -> None:
+    """Prints as JSON, or shows, what the function of flows.looking_back of that name finds."""
     with _standard_output(as_json) as output:
-        from flows.files import check_place, write
-        from ml.contracts import InputError
-        from tasks.tracking import database
+        from flows import looking_back
 
-        if len(names) < 2:
-            raise InputError("compare takes two runs or more. `warmstart runs` lists them.")
-        if html is not None:
-            check_place(html)
-        database.look()
-        from tasks import compare as side_by_side
-
-        looked = side_by_side.look(names)
-        found = side_by_side.compare(looked)
-        labels = side_by_side.short([one["run_id"] for one in found["runs"]])
-        if html is not None:
-            from datetime import UTC, datetime
-
-            from ml.comparison_page import render
-
-            write(html, render(found, labels, side_by_side.curves(looked), datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")))
-        _show(found, "show_comparison", as_json, output, labels)
-
-
-def _show(found: dict[str, Any], show: str, as_json: bool, output: Any, *more: Any) -> None:
-    """Prints as JSON, or shows as flows.tables does, what a command has found."""
-    from ml.evaluation import plain
-
-    if as_json:
-        print(json.dumps(plain(found), indent=2, allow_nan=False), file=output)
-    else:
-        getattr(importlib.import_module("flows.tables"), show)(found, *more)
+        found, show = getattr(looking_back, command)(*arguments)
+        if as_json:
+            print(json.dumps(found, indent=2, allow_nan=False), file=output)
+        else:
+            show()
 
 
 @app.command()

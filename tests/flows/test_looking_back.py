@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from made import HEADS_WITHOUT_CLASSES
 from mlflow import MlflowClient
 from rich.console import Console
 
@@ -149,6 +150,17 @@ def test_a_run_against_itself_differs_in_nothing(finished, warmstart):
     for one in found["differences"][0]["metrics"].values():
         assert (one["value"], one["low"], one["high"]) == (0, 0, 0)
     assert "the recipes are equal" in warmstart(finished.folder, "compare", name, name).out
+
+
+@pytest.mark.parametrize("head", HEADS_WITHOUT_CLASSES)
+def test_heads_without_classes_are_compared_too(finished_heads, warmstart, head, tmp_path):
+    done = finished_heads(head)
+    name = done.result["run_id"]
+    found = warmstart(done.folder, "compare", name, name, "--json", "--html", tmp_path / "page.html").result
+    [difference] = found["differences"]
+    assert difference["why_not"] == "" and difference["metrics"].keys() == done.result["metrics"].keys()
+    assert {one["value"] for one in difference["metrics"].values() if one["low"] is not None} == {0}
+    assert warmstart(done.folder, "lineage", f"{done.result['model']['uri']}", "--picture", tmp_path / "from.png").code == 0
 
 
 def test_other_test_rows_give_no_difference(finished, other_rows, warmstart):
