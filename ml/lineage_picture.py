@@ -111,13 +111,9 @@ def _join(row: list[Box], above: list[Box], top: float, boxes: list[Box], arrows
 
 
 def _box(title: str, lines: Any, colour: str, left: float, top: float, missing: bool) -> Box:
-    wrapped = [piece for line in lines for piece in textwrap.wrap(plain(line), LETTERS, subsequent_indent="  ")]
+    wrapped = [piece for line in lines for piece in textwrap.wrap(" ".join(line.split()), LETTERS, subsequent_indent="  ")]
     if len(wrapped) > LINES:
         last = [piece for piece in wrapped if piece.startswith(("run ", "missing:"))][-2:]
         wrapped = [*wrapped[: LINES - len(last) - 1], "…", *last]
     return Box(plain_text(title, 36), [plain_text(piece, LETTERS + 4) for piece in wrapped], colour, left, top, missing)
 
-
-def plain(text: str) -> str:
-    """On one line."""
-    return " ".join(text.split())

@@ -115,6 +115,8 @@ def _measured(stage: Stage | None, recipe: Mapping[str, Any]) -> Measured | str:
         scores_NS = np.load(scores, allow_pickle=False)
     except (OSError, ValueError, KeyError) as error:
         return f"has scores of its test rows that cannot be read ({type(error).__name__})"
+    if not len(ids) == len(scores_NS) == len(targets_N) == len(groups_N):
+        return "has scores of another number of test rows than there are"
     head = ((recipe.get("finetuning") or {}).get("head") or {}).get("name", "")
     classes = tuple((stage.content("evaluation.json") or {}).get("classes", ()))
     return Measured(ids, scores_NS, targets_N, groups_N, head, bool((targets_N >= 0).any()), classes, stage.inputs.get("dataset", ""))

@@ -58,10 +58,9 @@ class Stage:
         """The local path of an artifact, None where there is none any more."""
         return artifact(self.run, path)
 
-    def content(self, path: str) -> Any:
-        """A JSON artifact, None where there is none any more."""
-        file = self.file(path)
-        return _json(file.read_text(encoding="utf-8")) if file else None
+    def content(self, path: str) -> dict[str, Any] | None:
+        """A JSON artifact, None where there is none any more, or a damaged one."""
+        return _read(self.file(path))
 
 
 def run(name: str) -> Run:
@@ -153,15 +152,14 @@ def artifact(run: Run | None, path: str) -> Path | None:
 
 def summary(pipeline: Run) -> dict[str, Any]:
     """What `warmstart run --json` printed, empty where the run did not get that far."""
-    file = artifact(pipeline, "summary.json")
-    return (_json(file.read_text(encoding="utf-8")) if file else None) or {}
+    return _read(artifact(pipeline, "summary.json")) or {}
 
 
 def recipe(pipeline: Run | None) -> dict[str, Any]:
     """The run's recipe as plain data, empty where it was deleted."""
     file = artifact(pipeline, "recipe.yaml")
     try:
-        found = yaml.safe_load(file.read_text(encoding="utf-8")) if file else None
+        found = yaml.safe_load(file.read_text(encoding="utf-8", errors="replace")) if file else None
     except yaml.YAMLError:
         found = None
     return found if isinstance(found, dict) else {}
@@ -240,8 +238,14 @@ def _named(found: list[Run]) -> str:
     return ", ".join(f"{one.info.run_id[:SHORT]} ({one.info.run_name})" for one in found)
 
 
-def _json(text: str) -> Any:
+def _read(file: Path | None) -> dict[str, Any] | None:
+    return _json(file.read_text(encoding="utf-8", errors="replace")) if file is not None and file.is_file() else None
+
+
+def _json(text: str) -> dict[str, Any] | None:
+    """The object in a text, None where it is damaged."""
     try:
-        return json.loads(text)
+        found = json.loads(text)
     except ValueError:
         return None
+    return found if isinstance(found, dict) else None

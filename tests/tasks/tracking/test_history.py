@@ -109,6 +109,10 @@ def test_lineage_of_what_was_deleted(pipeline, tracked):
     whole = lineage("letters-backbone/1")
     assert [step["name"] for step in whole["steps"]] == ["preprocess", "pretrain"] and whole["missing"] == "" and whole["experiment"] == "letters"
     assert [step["missing"] for step in whole["steps"]] == ["", ""]
+    data = found["pretrain"].file("") / "data.json"
+    for damaged in (b"\xff\xfe", b"[1]", b"{"):
+        data.write_bytes(damaged)
+        assert found["pretrain"].content("data.json") is None
     folder = found["pretrain"].file("model")
     (folder / "weights.txt").unlink()
     assert lineage("letters-backbone/1")["steps"][1]["missing"] == "1 of its 1 files were deleted: model/weights.txt"
