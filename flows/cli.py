@@ -289,6 +289,69 @@ def recipes() -> None:
 
 
 @app.command()
+def runs(
+    experiment: Annotated[str, typer.Argument(metavar="[EXPERIMENT]", help="Of this experiment alone.")] = "",
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="At most so many.")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """List the runs that there were, the newest first.
+
+    With how each ended, its score, its verdict and its model version.
+    """
+    _look("runs", as_json, experiment, limit)
+
+
+@app.command()
+def models(
+    name: Annotated[str, typer.Argument(metavar="[NAME]", help="A registered model: all its versions, and who moved its champion.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """List the registered models.
+
+    With their aliases and scores; with a NAME, the audit of its champion.
+    """
+    _look("models", as_json, name)
+
+
+@app.command()
+def lineage(
+    version: Annotated[str, typer.Argument(metavar="NAME@ALIAS", help="A version: NAME@ALIAS, NAME/VERSION or models:/...")],
+    picture: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw it too, as .svg, .png or .pdf.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell where a model version comes from.
+
+    Data, pretraining, split, fine-tuning, evaluation, gate, and who promoted it when, on which evidence.
+    """
+    _look("lineage", as_json, version, picture)
+
+
+@app.command()
+def compare(
+    names: Annotated[list[str], typer.Argument(metavar="RUN RUN...", help="Runs as `warmstart runs` lists them, or NAME/VERSION or NAME@ALIAS of what they registered.")],
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with curves and pictures too, one file with everything inside.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare runs with the first of them.
+
+    Parameters that differ, scores with intervals, and where the test rows are the same the paired difference.
+    """
+    _look("compare", as_json, names, html)
+
+
+def _look(command: str, as_json: bool, *arguments: Any) -> None:
+    """Prints as JSON, or shows, what the function of flows.looking_back of that name finds."""
+    with _standard_output(as_json) as output:
+        from flows import looking_back
+
+        found, show = getattr(looking_back, command)(*arguments)
+        if as_json:
+            print(json.dumps(found, indent=2, allow_nan=False), file=output)
+        else:
+            show()
+
+
+@app.command()
 def show(
     kind: Annotated[str, typer.Argument(metavar="{sources|modalities|backbones|objectives|heads|methods}")],
     name: Annotated[str, typer.Argument(metavar="[NAME]")] = "",

@@ -82,7 +82,7 @@ class Console:
         for name in arms:
             table.add_column(name, justify="right")
         for metric in result["metrics"]:
-            table.add_row(_named(metric), *(_estimate(metric, metrics.get(metric)) for metrics in arms.values()))
+            table.add_row(named(metric), *(estimate(metric, metrics.get(metric)) for metrics in arms.values()))
         out.print(table)
         out.print(Text("scores in percent; lower is better where ↓ stands", style="dim"))
         for line in result["conclusions"]:
@@ -157,12 +157,13 @@ def _fact(name: str, value: float) -> str:
     return f"{name} {value:.4g}"
 
 
-def _named(metric: str) -> str:
+def named(metric: str) -> str:
+    """A metric's name, marked where less is better."""
     words = metric.removeprefix("expected_").replace("_", " ").replace("calibration error", "calibration")
     return f"{words} ↓" if metric in LOWER_IS_BETTER else words
 
 
-def _estimate(metric: str, one: dict[str, Any] | None) -> str:
+def estimate(metric: str, one: dict[str, Any] | None) -> str:
     """A value with its interval, short enough for three of them in 80 columns."""
     if one is None:
         return ""

@@ -31,7 +31,6 @@ import jinja2
 from ml.metrics import LOWER_IS_BETTER
 from ml.pictures import ARMS
 
-TEMPLATE = Path(__file__).with_suffix(".html.j2")
 COLUMNS: Mapping[str, str] = {"key": "item", "label": "is", "probability": "probability"}
 """How columns of mistakes are headed, where not by their own names."""
 DEFAULTS: Mapping[str, Any] = {
@@ -51,12 +50,19 @@ DEFAULTS: Mapping[str, Any] = {
 
 def render(context: Mapping[str, Any]) -> str:
     """The report as HTML; see the module for `context`."""
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"number": number, "duration": duration, "picture": picture, "words": words}
-    environment.tests["link"] = lambda value: str(value).startswith(("http://", "https://"))
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    template = environment().get_template("report.html.j2")
     labels = {name: label for name, (label, _) in ARMS.items()}
     return template.render(DEFAULTS | dict(context), labels=labels, lower=LOWER_IS_BETTER, shown_as=COLUMNS)
+
+
+def environment() -> jinja2.Environment:
+    """What pages are made with: everything is escaped, what a template names must be there."""
+    made = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent, encoding="utf-8"), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    made.filters |= {"number": number, "duration": duration, "picture": picture, "words": words}
+    made.tests["link"] = lambda value: str(value).startswith(("http://", "https://"))
+    return made
 
 
 def number(value: float | None, metric: str = "") -> str:

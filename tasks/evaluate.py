@@ -31,7 +31,7 @@ from tasks.tracking.artifacts import fetch
 from tasks.tracking.stages import StageRun
 
 METHODS = {"model": "metrics", "baseline": "baseline", "classical": "classical", "int8": "int8"}
-SCORES = "scores.npy"
+SCORES, TRUTH = "scores.npy", "truth.npz"
 
 
 @task(name="evaluate", cache_policy=NO_CACHE, **TASK)
@@ -58,6 +58,9 @@ def evaluate(
         result, drawn, scores_NS = _measure(stage, store, rows, model, baseline, classical, recipe)
         np.save(stage.workdir / SCORES, scores_NS, allow_pickle=False)
         stage.log_artifact(stage.workdir / SCORES)
+        # What scores are measured against, so that two runs can be compared where the data are not at hand.
+        np.savez(stage.workdir / TRUTH, targets=store.targets(rows.test), groups=store.table["group"].to_numpy()[rows.test])
+        stage.log_artifact(stage.workdir / TRUTH)
         content = result.to_dict() | {"seen_in_pretraining": seen(store, rows, backbone)}
         stage.log_json(content, "evaluation.json")
         result.predictions.to_parquet(stage.workdir / "predictions.parquet", index=False)

@@ -43,6 +43,7 @@ def report(
         "run_id": run.tracked.run_id,
         "experiment": run.tracked.experiment,
         "stages": [stage.to_dict() for stage in stages],
+        "primary": content["primary"],
         "metrics": evaluation.metrics,
         "baseline": evaluation.baseline,
         "classical": evaluation.classical,

@@ -62,6 +62,19 @@ def prepare(patience: float = 20.0, backup: Callable[[str], object] | None = Non
     return uri
 
 
+def look() -> str:
+    """As `prepare`, for commands that only look: InputError where there is no database yet, instead of an empty one."""
+    import mlflow
+    from sqlalchemy.engine import make_url
+
+    uri = mlflow.get_tracking_uri()
+    if uri.startswith("sqlite"):
+        path = Path(make_url(uri).database or "").resolve()
+        if not path.is_file():
+            raise InputError(f"there is no MLflow database {path} yet. Look from the folder that runs were started in, set MLFLOW_TRACKING_URI, or make a first run with `warmstart run RECIPE`.")
+    return prepare()
+
+
 def uri() -> str:
     """The address of the prepared database, without its secrets."""
     import mlflow
@@ -100,6 +113,17 @@ def experiment(name: str) -> str:
             "the recipe another name (name=...)."
         )
     return one.experiment_id
+
+
+def experiments() -> dict[str, str]:
+    """The names of all experiments by their ids."""
+    found, token = {}, None
+    while True:
+        page = retry(client().search_experiments, page_token=token)
+        found |= {one.experiment_id: one.name for one in page}
+        token = page.token
+        if not token:
+            return found
 
 
 def retry(call: Callable[..., T], *args: Any, patience: float = 60.0, **kwargs: Any) -> T:

@@ -7,11 +7,15 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit, urlunsplit
 
 from tasks.tracking import database
 from tasks.tracking.artifacts import local_folder
 from tasks.tracking.runs import PipelineRun
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
 
 
 def store(run: PipelineRun, workroot: Path, files: Mapping[str, str]) -> str:
@@ -58,3 +62,14 @@ def where_to_look() -> str:
     if uri == f"sqlite:///{Path('mlflow.db').resolve()}":
         return "mlflow ui"  # which looks there by itself
     return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
+
+
+def address(run: Run) -> str:
+    """The page of a run on the tracking server, "" where records are kept without one."""
+    import mlflow
+
+    parts = urlsplit(mlflow.get_tracking_uri())
+    if parts.scheme not in ("http", "https"):
+        return ""
+    bare = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="")  # without a password
+    return f"{urlunsplit(bare).rstrip('/')}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from mlflow.models import ModelSignature
 
 KEY = "warmstart.key"
+AUDIT = "warmstart.audit."  # and the milliseconds of the move
 FILES = "warmstart.files"  # digest of the files' paths and sums
 
 _log = logging.getLogger(__name__)
@@ -124,22 +125,28 @@ def promote(name: str, number: int, expected: int | None, evidence: Mapping[str,
     """
     with _locked(name):
         now, wanted = champion(name), version(name, number)
+        _notice(name)
         if (now.version if now else None) not in (expected, wanted.version):
             raise Outrun(
                 f"the champion of {name} is version {now.version if now else 'none'}, not {expected or 'none'} as it was when version {number} "
                 "was judged. Run again, to compare with the present champion."
             )
         _check(wanted)
-        last = audit(name)[-1:]
-        if now is not None and now.version == wanted.version and last and last[0]["to"] == number and last[0].get("done"):
-            return now
-        return _move(name, now if now and now.version != wanted.version else champion(name, "previous"), wanted, "promote", evidence)
+        before = now
+        if now is not None and now.version == wanted.version:
+            last = audit(name)[-1:]
+            noticed = bool(last) and last[0]["action"] == "noticed"
+            if last and last[0]["to"] == number and last[0].get("done") and not noticed:
+                return now
+            before = version(name, last[0]["from"]) if noticed and last[0]["from"] else champion(name, "previous")
+        return _move(name, before, wanted, "promote", evidence)
 
 
 def rollback(name: str, evidence: Mapping[str, Any]) -> Version:
     """Makes the `previous` version the champion again, and the champion the previous one."""
     with _locked(name):
         now, before = champion(name), champion(name, "previous")
+        _notice(name)
         if now is None or before is None or now.version == before.version:
             raise InputError(f"{name} has no version to go back to: its alias `previous` is not set")
         _check(before)
@@ -150,15 +157,39 @@ def audit(name: str) -> list[dict[str, Any]]:
     """All moves of the champion, oldest first: what, when, who, from and to which version, on which evidence."""
     entries = []
     for one in database.retry(database.client().search_model_versions, f"name = '{name}'"):
-        entries += [json.loads(text) for tag, text in one.tags.items() if tag.startswith("warmstart.audit.")]
+        entries += [json.loads(text) for tag, text in one.tags.items() if tag.startswith(AUDIT)]
     return sorted(entries, key=lambda entry: entry["time"])
+
+
+def moved_by_hand(name: str) -> dict[str, Any] | None:
+    """Where the champion is not what the audit says: `from` and `to` which version (None: none) somebody moved it, and `after` which time.
+
+    A move that was killed before it was marked as done is no such. None too for a model of whose champion there is no audit, as a
+    backbone's.
+    """
+    log = audit(name)
+    done = [number for number, entry in enumerate(log) if entry.get("done")]
+    if not done:
+        return None
+    now, last = champion(name), log[done[-1]]
+    found = now.version if now else None
+    return None if found in {entry["to"] for entry in log[done[-1] :]} else {"from": last["to"], "to": found, "after": last["time"]}
+
+
+def _notice(name: str) -> None:
+    """Adds to the audit that the alias was moved by hand, where it was."""
+    moved = moved_by_hand(name)
+    if moved is not None:
+        entry = {"action": "noticed", "time": time.time(), "user": "unknown", "from": moved["from"], "to": moved["to"], "evidence": {"after": moved["after"]}, "done": True}
+        tag = f"{AUDIT}{int(entry['time'] * 1000)}.noticed"  # of a name that the move after it, in the same millisecond, does not have
+        database.retry(database.client().set_model_version_tag, name, str(moved["to"] or moved["from"]), tag, json.dumps(entry))
 
 
 def _move(name: str, now: Version | None, wanted: Version, action: str, evidence: Mapping[str, Any]) -> Version:
     client = database.client()
     entry = {"action": action, "time": time.time(), "user": runs.user(), "from": now.version if now else None, "to": wanted.version, "evidence": dict(evidence)}
     # Said before it is done, so that a kill between the two loses no move from the log.
-    tag = f"warmstart.audit.{int(entry['time'] * 1000)}"
+    tag = f"{AUDIT}{int(entry['time'] * 1000)}"
     database.retry(client.set_model_version_tag, name, str(wanted.version), tag, json.dumps(entry))
     if now is not None:
         database.retry(client.set_registered_model_alias, name, "previous", str(now.version))

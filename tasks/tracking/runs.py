@@ -76,21 +76,24 @@ def reconcile(experiment_id: str) -> list[str]:
     """
     closed = []
     for run in search([experiment_id], "attributes.status = 'RUNNING'"):
-        held = lease.read(run)
-        if held is None:
-            continue  # not ours
-        living = lease.alive(held)
-        if living is None:
-            living = time.time() - held.beat < lease.FORGOTTEN
         # Looked at again once it is known to be gone: it may have finished its run after the search.
-        if not living and database.retry(database.client().get_run, run.info.run_id).info.status == "RUNNING":
-            reason = f"{held.owner()} ended without a word; noticed by process {lease.Lease.mine().owner()}"
+        if gone(run) and database.retry(database.client().get_run, run.info.run_id).info.status == "RUNNING":
+            reason = f"{lease.read(run).owner()} ended without a word; noticed by process {lease.Lease.mine().owner()}"
             client = database.client()
             database.retry(client.set_tag, run.info.run_id, "warmstart.error", reason)
             database.retry(client.set_terminated, run.info.run_id, "FAILED")
             closed.append(run.info.run_id)
             _log.info("run %s: %s", run.info.run_id, reason)
     return closed
+
+
+def gone(run: Run) -> bool:
+    """Whether the process of a run of ours that is RUNNING has ended without a word."""
+    held = lease.read(run)
+    if held is None:
+        return False  # not ours
+    living = lease.alive(held)
+    return time.time() - held.beat >= lease.FORGOTTEN if living is None else not living
 
 
 def create_run(experiment_id: str, name: str, tags: dict[str, str]) -> Run:

@@ -140,7 +140,7 @@ def _find(
     stage: str, key: str, force: bool, verify: Callable[[dict[str, Any]], str | None] | None
 ) -> tuple[Run | None, dict[str, Any] | None, str]:
     """A finished run and its output, or an unfinished run and None, or None, None; and why."""
-    found = runs.search(_experiments(), f"tags.`warmstart.key` = '{key}'")
+    found = runs.search(list(database.experiments()), f"tags.`warmstart.key` = '{key}'")
     why = ""
     for run in reversed(found):
         if run.info.status != "FINISHED":
@@ -163,16 +163,6 @@ def _unfinished(found: list[Run]) -> Run | None:
     return min(open_runs, key=lambda run: (run.info.start_time, run.info.run_id), default=None)
 
 
-def _experiments() -> list[str]:
-    found, token = [], None
-    while True:
-        page = database.retry(database.client().search_experiments, page_token=token)
-        found += [one.experiment_id for one in page]
-        token = page.token
-        if not token:
-            return found
-
-
 def _create(pipeline: PipelineRun, stage: str, key: str, inputs: Mapping[str, str]) -> tuple[Run, lease.Lease | None]:
     """A new run with its lease; None for a lease when another host began the same at this moment, and goes first."""
     held = lease.Lease.mine()
@@ -186,7 +176,7 @@ def _create(pipeline: PipelineRun, stage: str, key: str, inputs: Mapping[str, st
         lease.TAG: held.dump(),
     }
     run = runs.create_run(pipeline.experiment_id, stage, tags)
-    first = _unfinished(runs.search(_experiments(), f"tags.`warmstart.key` = '{key}'"))
+    first = _unfinished(runs.search(list(database.experiments()), f"tags.`warmstart.key` = '{key}'"))
     if first is None or first.info.run_id == run.info.run_id:
         return run, held
     database.retry(database.client().set_tag, run.info.run_id, "warmstart.duplicate", first.info.run_id)

@@ -10,7 +10,6 @@ import pandas as pd
 from pandas.api.types import is_integer_dtype, is_numeric_dtype
 
 from ml.contracts import InputError
-from ml.predictor import is_text
 from tasks.tracking import database, registry
 
 if TYPE_CHECKING:
@@ -42,6 +41,8 @@ def signature(columns: Iterable[str], kind: str, output: pd.DataFrame) -> ModelS
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema
     from mlflow.types.schema import Array
+
+    from ml.predictor import is_text  # torch with it, which those who only look for a version do without
 
     def told(name: str) -> ColSpec:
         values = output[name]

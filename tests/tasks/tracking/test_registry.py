@@ -1,5 +1,6 @@
 """A version is offered whole or not at all, a kill anywhere is made good by the same call, and one promotion of many wins."""
 
+import os
 import signal
 
 import mlflow
@@ -10,6 +11,9 @@ from tracking_workers import read
 
 from ml.contracts import InputError
 from tasks.tracking import artifacts, database, registry, runs
+
+ROUNDS = int(os.environ.get("WARMSTART_SEEDS", "2"))
+"""Of contending promotions; more where more time is to be spent."""
 
 
 @pytest.fixture
@@ -60,6 +64,56 @@ def test_promotion_and_rollback(run, tmp_path):
     assert registry.audit("tiny")[2]["evidence"] == {"why": "wrong"}
 
 
+def test_an_alias_moved_by_hand_is_honoured_and_noted(run, tmp_path):
+    client = database.client()
+    for key in ("k1", "k2", "k3"):
+        register_tiny("tiny", run.info.run_id, key, tmp_path / "model")
+    client.set_registered_model_alias("tiny", "champion", "1")
+    assert registry.moved_by_hand("tiny") is None, "there is nothing to compare it with yet"
+    registry.promote("tiny", 1, None, {})
+    assert registry.moved_by_hand("tiny") is None
+    client.set_registered_model_alias("tiny", "champion", "3")
+    moved = registry.moved_by_hand("tiny")
+    assert (moved["from"], moved["to"], moved["after"]) == (1, 3, registry.audit("tiny")[-1]["time"])
+    with pytest.raises(registry.Outrun, match="is version 3, not 1"):
+        registry.promote("tiny", 2, 1, {})
+    assert registry.champion("tiny").version == 3, "honoured"
+    registry.promote("tiny", 2, 3, {"why": "judged against 3"})
+    assert registry.champion("tiny", "previous").version == 3 and registry.moved_by_hand("tiny") is None
+    assert moves("tiny") == [("promote", None, 1), ("noticed", 1, 3), ("promote", 3, 2)], "noted once"
+    client.delete_registered_model_alias("tiny", "champion")
+    assert registry.moved_by_hand("tiny") | {"after": 0} == {"from": 2, "to": None, "after": 0}
+    registry.promote("tiny", 1, None, {})
+    assert moves("tiny")[3:] == [("noticed", 2, None), ("promote", None, 1)]
+
+
+def test_rollback_notes_it_too_and_a_promotion_of_what_was_set_by_hand_keeps_the_way_back(run, tmp_path):
+    client = database.client()
+    for key in ("k1", "k2", "k3"):
+        register_tiny("tiny", run.info.run_id, key, tmp_path / "model")
+    registry.promote("tiny", 1, None, {})
+    client.set_registered_model_alias("tiny", "champion", "2")
+    registry.promote("tiny", 2, 2, {"reason": "seen in the UI"})
+    assert moves("tiny")[1:] == [("noticed", 1, 2), ("promote", 1, 2)]
+    assert registry.champion("tiny", "previous").version == 1
+    client.set_registered_model_alias("tiny", "champion", "3")
+    assert registry.rollback("tiny", {}).version == 1, "the alias says what is previous"
+    assert moves("tiny")[3:] == [("noticed", 2, 3), ("rollback", 3, 1)]
+
+
+def test_a_promotion_that_was_killed_is_no_move_by_hand(tracked, processes):
+    for name, point in (("tiny", "register.version"), ("tiny", "register.alias")):
+        process = processes("register", name, "k", "done", "model", crash=point)
+        process.join(60)
+        assert registry.moved_by_hand(name) is None
+    processes("register", "tiny", "k", "done", "model").join(60)
+    assert registry.champion("tiny").version == 1 and "noticed" not in [action for action, *_ in moves("tiny")]
+
+
+def moves(name):
+    return [(entry["action"], entry["from"], entry["to"]) for entry in registry.audit(name)]
+
+
 def test_nothing_to_roll_back_to(run, tmp_path):
     register_tiny("tiny", run.info.run_id, "k1", tmp_path / "model")
     registry.promote("tiny", 1, None, {})
@@ -95,7 +149,7 @@ def test_of_eight_promotions_at_once_one_wins(run, tmp_path, processes):
     for number in range(9):
         register_tiny("tiny", run.info.run_id, f"k{number}", tmp_path / "model")
     registry.promote("tiny", 1, None, {})
-    for turn in range(2):
+    for turn in range(ROUNDS):
         before = registry.champion("tiny").version
         others = [number for number in range(1, 10) if number != before]
         started = [processes("promote", "tiny", number, before, f"won-{turn}-{number}") for number in others]
