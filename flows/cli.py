@@ -227,6 +227,7 @@ def deploy(
     cron: Annotated[str, typer.Option(help='Run the pipeline by cron\'s five fields, such as "0 3 * * 1": Mondays at 3.')] = "",
     timezone: Annotated[str, typer.Option(help="In which --cron is read, such as Europe/Berlin.")] = "UTC",
     interval: Annotated[float, typer.Option(min=0, help="Or every so many seconds.")] = 0,
+    watch: Annotated[str, typer.Option(metavar="CRON", help="When to look for drift and new data, which retrain: five fields of cron too.")] = "",
     pool: Annotated[str, typer.Option(help="The work pool whose workers run it.")] = "warmstart",
     timeout: Annotated[float, typer.Option(min=0, help="Seconds after which a run is cancelled; 0: never.")] = 0,
     notify: Annotated[str, typer.Option(help="A block of Prefect that is told of failures, as KIND/NAME: webhook/team, slack-webhook/team.")] = "",
@@ -241,7 +242,7 @@ def deploy(
     from ml.recipe import load
 
     schedulable()
-    for name in make(load(recipe, overrides or []), pool, Schedule(cron, timezone, interval), timeout, notify, paused):
+    for name in make(load(recipe, overrides or []), pool, Schedule(cron, timezone, interval), Schedule(watch, timezone), timeout, notify, paused):
         typer.echo(f"prefect deployment run '{name}'")
 
 

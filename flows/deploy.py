@@ -6,10 +6,11 @@
 | pretrain-finetune/NAME-from-backbone| fine-tunes from the registered backbone, without pretraining                  |
 | pretrain/NAME                       | pretraining alone                                                            |
 | predict/NAME                        | scores files with the champion                                               |
+| watch/NAME                          | looks for drift and new data, and triggers the pipeline                      |
 | promote/NAME, rollback/NAME         | moves the champion                                                           |
 
-Deployed again, they are changed in place. Runs work in the folder that they were deployed from. Those that died are scheduled again by an automation
-of `warmstart up`, a bounded number of times (tasks/prefect_run.py), and their stages go on from their checkpoints.
+Deployed again, they are changed in place. Runs work in the folder that they were deployed from. Those that died are scheduled again by the worker
+of `warmstart up`, a bounded number of times, and their stages go on from their checkpoints.
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ class Planned:
     description: str
     parameters: dict[str, Any] = field(default_factory=dict)
     scheduled: bool = False
+    watched: bool = False
 
 
 def plan(recipe: Recipe) -> Iterator[Planned]:
@@ -76,6 +78,7 @@ def plan(recipe: Recipe) -> Iterator[Planned]:
         parse(started)
         yield Planned("flows.pipeline.pipeline", f"{name}-from-backbone", f"Fine-tunes from the registered backbone {model}-backbone@champion.", {"recipe": started})
     yield Planned("flows.predict.predict", name, "Scores files with the champion.", {"model_uri": f"models:/{model}@champion"})
+    yield Planned("flows.watch.watch", name, "Compares what the champion serves with what it was tested on, and retrains when that drifts or new data come.", {"recipe": content}, watched=True)
     yield Planned("flows.promotion.promote", name, "Makes a version the champion.", {"model": model})
     yield Planned("flows.promotion.rollback", name, "Makes the previous champion the champion again.", {"model": model})
 
@@ -93,19 +96,19 @@ def schedulable() -> None:
     wait_for(f"{url.rstrip('/')}/health", f"Prefect at {mask(url)}", "Start it (`warmstart up`).", PATIENCE)
 
 
-def deploy(recipe: Recipe, pool: str, schedule: Schedule, timeout: float = 0, notify: str = "", paused: bool = False) -> list[str]:
+def deploy(recipe: Recipe, pool: str, schedule: Schedule, watching: Schedule, timeout: float = 0, notify: str = "", paused: bool = False) -> list[str]:
     """Makes or changes the deployments and gives their names, FLOW/NAME. Raises InputError.
 
     A run that takes longer than `timeout` seconds is cancelled. `notify` is a block KIND/NAME, of a webhook or one that notifies: it is told when a run fails, crashes or takes too long.
     """
     from prefect.client.orchestration import get_client
 
-    schedules = schedule.make()
+    schedules, looks = schedule.make(), watching.make()
     with get_client(sync_client=True) as client:
         told = _block(client, notify) if notify else None
         made = {}
         for planned in plan(recipe):
-            name, key = _apply(client, planned, recipe, pool, schedules if planned.scheduled else [], paused)
+            name, key = _apply(client, planned, recipe, pool, schedules if planned.scheduled else looks if planned.watched else [], paused)
             made[name] = key
             _automate(client, name, key, timeout, told)
     return list(made)

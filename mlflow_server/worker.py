@@ -1,22 +1,31 @@
-"""A Prefect worker for this machine, with the automations that notice dead runs and go on with them: `python -m mlflow_server.worker POOL RUNS PORT`."""
+"""A Prefect worker for this machine, which notices dead runs and has them go on: `python -m mlflow_server.worker POOL RUNS PORT`."""
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
+import runpy
 import socket
 import sys
-from datetime import timedelta
+import threading
+import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from tasks.tracking.flow_run import ATTEMPTS
+
 SILENT = timedelta(seconds=90)  # without a heartbeat, of which there is one each 30 s
+FORGOTTEN = timedelta(days=1)  # after which a crashed run is not started again
+PENDING = timedelta(seconds=60)  # that a process may take to start
+EVERY = 10.0  # seconds between two looks at the runs
 TAG = "warmstart"
 """Of deployments whose runs may be started again: their stages go on from their checkpoints."""
 
 
 def automations() -> list[Any]:
-    """What a server of one's own must be given: silent runs are crashed, and crashed runs of our deployments are scheduled again."""
+    """What a server of one's own must be given: silent runs are crashed."""
     from prefect.events.actions import ChangeFlowRunState
     from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
     from prefect.states import StateType
@@ -29,20 +38,6 @@ def automations() -> list[Any]:
             description="A flow run that sends no heartbeat any more is dead: its process was killed, or its machine is gone.",
             trigger=EventTrigger(match=run, after={beat}, expect={beat, *ends}, for_each={"prefect.resource.id"}, posture=Posture.Proactive, threshold=1, within=SILENT),
             actions=[ChangeFlowRunState(state=StateType.CRASHED, name="Crashed", message="No heartbeat any more: its process is dead.")],
-        ),
-        AutomationCore(
-            name="warmstart: crashed runs go on",
-            description="A crashed run of a deployment of Warmstart is scheduled again; its stages go on from their last checkpoints.",
-            trigger=EventTrigger(
-                match=run,
-                match_related={"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{TAG}"},
-                expect={"prefect.flow-run.Crashed"},
-                for_each={"prefect.resource.id"},
-                posture=Posture.Reactive,
-                threshold=1,
-                within=timedelta(0),
-            ),
-            actions=[ChangeFlowRunState(state=StateType.SCHEDULED, name="AwaitingRetry", message="Goes on from its last checkpoints.")],
         ),
     ]
 
@@ -69,25 +64,44 @@ def install(pool: str, runs: int) -> None:
 
 
 def reconcile() -> None:
-    """Tells Prefect that runs which a worker of this machine had, and whose processes are gone, have crashed; without this it waits for their heartbeats."""
+    """Runs of this machine's worker whose processes are gone have crashed, and crashed runs of our deployments are scheduled again.
+
+    Asked again and again, since a server that was away has missed what happened meanwhile.
+    """
     from prefect.client.orchestration import get_client
-    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType, FlowRunFilterTags
     from prefect.client.schemas.objects import StateType
-    from prefect.states import Crashed
+    from prefect.client.schemas.sorting import FlowRunSort
+    from prefect.states import AwaitingRetry, Crashed
 
-    going = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING, StateType.PENDING, StateType.CANCELLING])))
+    def those(*types: StateType, tags: list[str] | None = None) -> list[Any]:
+        wanted = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=list(types))), tags=FlowRunFilterTags(all_=tags) if tags else None)
+        return client.read_flow_runs(flow_run_filter=wanted, sort=FlowRunSort.START_TIME_DESC)
+
     with get_client(sync_client=True) as client:
-        for run in client.read_flow_runs(flow_run_filter=going):
-            if run.labels.get("prefect.worker.name") == name() and not _runs(run.infrastructure_pid, str(run.id)):
+        for run in those(StateType.RUNNING, StateType.PENDING, StateType.CANCELLING):
+            # One that is pending has its process's number only when that has started: until then, in a second attempt, the first one's.
+            settled = run.state_type != StateType.PENDING or run.state.timestamp < datetime.now(UTC) - PENDING
+            if settled and run.labels.get("prefect.worker.name") == name() and run.infrastructure_pid and not _runs(run.infrastructure_pid, str(run.id)):
                 client.set_flow_run_state(run.id, Crashed(message=f"Its process {run.infrastructure_pid} is gone."))
+        recently = datetime.now(UTC) - FORGOTTEN
+        for run in those(StateType.CRASHED, tags=[TAG]):
+            if run.run_count <= ATTEMPTS and run.state.timestamp > recently:
+                client.set_flow_run_state(run.id, AwaitingRetry(message="Goes on from its last checkpoints."))
 
 
-def name() -> str:
-    """Of this machine's worker, the same whenever it is started."""
-    return f"warmstart-{socket.gethostname()}"
+def watch() -> None:
+    """`reconcile` for as long as the worker lives."""
+    log = logging.getLogger(__name__)
+    while True:
+        time.sleep(EVERY)
+        try:
+            reconcile()
+        except Exception as error:  # the server is away: it is asked again
+            log.debug("Prefect: %s", error)
 
 
-def _runs(pid: str | None, run: str) -> bool:
+def _runs(pid: str, run: str) -> bool:
     """Whether the process of that number is the flow run's, and no later one."""
     try:
         return f"\0PREFECT__FLOW_RUN_ID={run}\0".encode() in Path(f"/proc/{pid}/environ").read_bytes()
@@ -95,13 +109,18 @@ def _runs(pid: str | None, run: str) -> bool:
         return False
 
 
+def name() -> str:
+    """Of this machine's worker, the same whenever it is started."""
+    return f"warmstart-{socket.gethostname()}"
+
+
 def main(pool: str, runs: int, port: int) -> None:
     """Becomes the worker. How many run at once is the pool's limit: a worker's own is not free yet when a run that crashed is scheduled again, and ends it."""
     install(pool, runs)
-    reconcile()
     os.environ |= {"PREFECT_WORKER_WEBSERVER_HOST": "127.0.0.1", "PREFECT_WORKER_WEBSERVER_PORT": str(port)}
-    line = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process", "--name", name()]
-    os.execv(line[0], [*line, "--with-healthcheck"])
+    threading.Thread(target=watch, name="reconcile", daemon=True).start()
+    sys.argv = ["prefect", "worker", "start", "--pool", pool, "--type", "process", "--name", name(), "--with-healthcheck"]
+    runpy.run_module("prefect", run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":

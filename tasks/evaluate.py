@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from ml import onnx_graph, pictures
+from ml import observed, onnx_graph, pictures
 from ml.device import device_of
 from ml.evaluation import Evaluation
 from ml.evaluation import evaluate as measure
@@ -31,7 +31,7 @@ from tasks.tracking.artifacts import fetch
 from tasks.tracking.stages import StageRun
 
 METHODS = {"model": "metrics", "baseline": "baseline", "classical": "classical", "int8": "int8"}
-SCORES, TRUTH = "scores.npy", "truth.npz"
+SCORES, TRUTH, REFERENCE = "scores.npy", "truth.npz", "reference.npz"
 
 
 @task(name="evaluate", cache_policy=NO_CACHE, **TASK)
@@ -61,6 +61,8 @@ def evaluate(
         # What scores are measured against, so that two runs can be compared where the data are not at hand.
         np.savez(stage.workdir / TRUTH, targets=store.targets(rows.test), groups=store.table["group"].to_numpy()[rows.test])
         stage.log_artifact(stage.workdir / TRUTH)
+        observed.save(stage.workdir / REFERENCE, observed.of_rows(Predictor.load(fetch(model.stage.run_id, "model"), device_of(recipe.compute)), store.rows(observed.chosen(rows.test, recipe.seed))))
+        stage.log_artifact(stage.workdir / REFERENCE)
         content = result.to_dict() | {"seen_in_pretraining": seen(store, rows, backbone)}
         stage.log_json(content, "evaluation.json")
         result.predictions.to_parquet(stage.workdir / "predictions.parquet", index=False)

@@ -53,6 +53,21 @@ def pipeline_run(recipe_name: str, recipe_yaml: str, seed: int = 0, tags: Mappin
     end(run_id, heartbeat)
 
 
+@contextmanager
+def single(experiment: str, kind: str, tags: Mapping[str, str]) -> Iterator[PipelineRun]:
+    """A run of its own in an experiment, of work that is neither a pipeline nor a stage: RUNNING inside the block, then FINISHED, FAILED or KILLED."""
+    experiment_id = database.experiment(experiment)
+    mine = lease.Lease.mine()
+    run_id = create_run(experiment_id, kind, {**tags, "warmstart.kind": kind, lease.TAG: mine.dump()}).info.run_id
+    heartbeat = lease.Heartbeat(run_id, mine)
+    try:
+        yield PipelineRun(run_id, experiment_id, experiment)
+    except BaseException as error:
+        end(run_id, heartbeat, error)
+        raise
+    end(run_id, heartbeat)
+
+
 def end(run_id: str, heartbeat: lease.Heartbeat, error: BaseException | None = None) -> None:
     """Closes a run as FINISHED, or as FAILED or KILLED by `error`, which alone is what the caller shall see."""
     heartbeat.stop()  # first: it sets a run that it holds RUNNING again

@@ -155,7 +155,7 @@ def test_a_run_whose_process_was_killed_goes_on(team, slow, victim):
     if victim == "run":
         os.kill(team.running("prefect.engine")[0], signal.SIGKILL)
     elif victim == "worker":
-        os.kill(team.running("prefect worker start")[0], signal.SIGKILL)
+        os.kill(team.running("mlflow_server.worker")[0], signal.SIGKILL)
     else:
         os.kill(int((team.services / "supervisord.pid").read_text()), signal.SIGKILL)
         wait_for(lambda: not team.processes(), 120)
