@@ -46,7 +46,7 @@ def save(path: Path, found: Mapping[str, np.ndarray]) -> None:
 def load(path: Path) -> dict[str, np.ndarray]:
     """What `save` wrote; raises InputError for anything else."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             found = {name: file[name] for name in file.files if name in (INPUTS, PREDICTIONS)}
     except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, BadZipFile) as error:
         raise InputError(f"{path.name} cannot be read as a reference: {error}") from None
