@@ -2,10 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test bench lint lock clean
+.PHONY: help setup demo test e2e chaos bench lint lock clean
 
 help:  ## List what there is.
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1\t\2/p' Makefile
+	@sed -n 's/^\([a-z0-9]*\):.*## \(.*\)/\1\t\2/p' Makefile
 
 setup: .venv/.ready  ## Make .venv, which holds the command warmstart.
 
@@ -24,8 +24,16 @@ setup: .venv/.ready  ## Make .venv, which holds the command warmstart.
 demo: setup  ## The main job on scikit-learn's handwritten digits: a registered model, its scores, where to look.
 	$(BIN)/warmstart run conf/image/digits.yaml
 
-test: setup  ## All tests.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
+TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+test: setup  ## All tests but the long ones.
+	$(TEST) -m "not e2e"
+
+e2e: setup  ## The long ones: servers, schedules, clusters, kills.
+	$(TEST) -m e2e
+
+chaos: setup  ## Kills and contention again and again, for SEEDS=20 timings each.
+	WARMSTART_SEEDS=$(or $(SEEDS),20) $(TEST) -k "kill or killed or promotion or damaged or service_that"
 
 bench: setup  ## Measurements that 20 minutes are enough for, or make bench NAME=feed ARGS="--pairs 7".
 	@for name in $(or $(NAME),start orchestration feed memory scaling); do echo "## $$name" && $(BIN)/python -m benchmarks.$$name $(ARGS) || exit 1; done

@@ -75,8 +75,12 @@ def _no_tracking_left():
 
 
 def pytest_collection_modifyitems(items) -> None:
-    """The slowest test comes last."""
+    """The slowest test comes last; what needs a Ray cluster is one of the long ones."""
     items.sort(key=lambda item: item.path.name == "test_eight_at_once.py")
+    for item in items:
+        engine = item.callspec.params.get("engine") if hasattr(item, "callspec") else None
+        if "cluster" in item.fixturenames or engine == "ray":
+            item.add_marker(pytest.mark.e2e)
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,8 @@ import pytest
 
 from ml.recipe import load
 
+pytestmark = pytest.mark.e2e
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -3,7 +3,10 @@
 import time
 from pathlib import Path
 
+import pytest
 from mlflow import MlflowClient
+
+pytestmark = pytest.mark.e2e
 
 
 def living(mark: str) -> list[str]:

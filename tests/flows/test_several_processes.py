@@ -9,6 +9,8 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
+pytestmark = pytest.mark.e2e
+
 CHANGES = [
     "pretraining.objective=simclr",
     "pretraining.fit.epochs=20",

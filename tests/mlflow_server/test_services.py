@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mlflow_server import bound, postgresql
+from mlflow_server import bound, postgresql, supervision
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
@@ -170,8 +170,35 @@ def test_a_run_whose_process_was_killed_goes_on(team, slow, victim):
     assert not [one for one in found if one["info"]["status"] == "RUNNING"]
     done = [one for one in found if one["info"]["status"] == "FINISHED" and one["info"]["run_name"] == "pretrain"]
     assert len(done) == 1, "one attempt wins"
+    forget(team, found)
+
+
+@pytest.mark.parametrize(("name", "seconds"), [("postgresql", 0), ("mlflow", 30), ("prefect", 30), ("prefect", 120)])
+def test_a_run_outlives_a_server_that_is_away(team, slow, name, seconds):
+    if name not in team.status()["services"]:
+        pytest.skip("PostgreSQL is not installed")
+    run = team.start(slow)
+    wait_for(lambda: trains(team, run))
+    supervisor = supervision._ask(team.services)
+    supervisor.stopProcess(name)
+    time.sleep(seconds)
+    supervisor.startProcess(name)
+    wait_for(lambda: team.status()["ready"])
+    wait_for(lambda: team.flow_run(run)["state_type"] == "COMPLETED", 400)
+    experiment = team.mlflow("experiments/get-by-name?experiment_name=slow")["experiment"]["experiment_id"]
+    found = team.mlflow("runs/search", {"experiment_ids": [experiment]})["runs"]
+    assert not [one for one in found if one["info"]["status"] == "RUNNING"]
+    done = [one for one in found if one["info"]["status"] == "FINISHED" and one["info"]["run_name"] == "pretrain"]
+    assert len(done) == 1, "one attempt wins"
+    steps = [point["step"] for point in team.mlflow(f"metrics/get-history?run_id={done[0]['info']['run_id']}&metric_key=train/loss&max_results=25000")["metrics"]]
+    assert steps == sorted(set(steps)) and len(steps) > 100, "no row is missing, none is there twice"
+    forget(team, found)
+
+
+def forget(team, found) -> None:
+    """Lets the next test's run find nothing done."""
     shutil.rmtree(team.folder / ".warmstart" / "work", ignore_errors=True)
-    for one in found:  # the next victim's run finds nothing done
+    for one in found:
         team.mlflow("runs/delete", {"run_id": one["info"]["run_id"]})
 
 
