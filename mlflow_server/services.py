@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from ml.contracts import InputError
-from mlflow_server import credentials, in_use, postgresql, supervision
+from mlflow_server import credentials, in_use, postgresql, prefect_app, supervision
 from mlflow_server.bound import mark, sweep
 from mlflow_server.tracking import EVERYWHERE, Server, bracketed, loopback, names
 from tasks.tracking.database import file_lock
@@ -170,7 +170,7 @@ def _options(server: Server) -> list[str]:
 
 
 def _prefect_command(host: str, port: int) -> list[str]:
-    line = [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app", "--host", host, "--port", str(port)]
+    line = [sys.executable, "-m", "uvicorn", "--factory", "mlflow_server.prefect_app:create", "--host", host, "--port", str(port)]
     return [*line, "--log-level", "warning", "--lifespan", "on", "--timeout-graceful-shutdown", "5"]
 
 
@@ -183,6 +183,8 @@ def _prefect(folder: Path, host: str, port: int, database: str, token: str) -> d
         "PREFECT_SERVER_API_HOST": host,
         "PREFECT_SERVER_API_PORT": str(port),
         "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": origins,
+        prefect_app.ORIGINS: origins,
+        prefect_app.HOSTS: ",".join(name.strip("[]") for name in names(host)),
         "PREFECT_UI_API_URL": f"http://{names(host)[-1] if host in EVERYWHERE else bracketed(host)}:{port}/api",
         "PREFECT_UI_STATIC_DIRECTORY": str(folder / "prefect" / "ui"),
         **({"PREFECT_SERVER_API_AUTH_STRING": token, "PREFECT_API_AUTH_STRING": token} if token else {}),

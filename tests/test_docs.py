@@ -138,3 +138,11 @@ def test_the_example_learns(example):
         optimizer.step()
         losses.append(float(result.loss.detach()))
     assert losses[-1] < 0.5 * losses[0] and float(result.extras["accuracy"]) > 0.9
+
+
+def test_every_test_that_the_pages_name_is_there():
+    for page in PAGES:
+        for path, test in re.findall(r"`((?:[\w]+/)+test_\w+\.py)(?:::(\w+))?`", words(page)):
+            file = ROOT / "tests" / path.removeprefix("tests/")
+            assert file.is_file(), f"{page.name} names {path}"
+            assert not test or f"def {test}(" in file.read_text(encoding="utf-8"), f"{page.name} names {path}::{test}"

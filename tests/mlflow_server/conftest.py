@@ -1,12 +1,19 @@
 """A folder that PostgreSQL's own user can reach, as root's temporary folders are not; and whether PostgreSQL is there."""
 
+import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
 import pytest
+import yaml
 
-from mlflow_server import postgresql
+from mlflow_server import bound, postgresql
+
+sys.path.insert(0, str(Path(__file__).parent))  # tests import team by its name
+
+from team import Team
 
 
 @pytest.fixture(scope="module")
@@ -21,3 +28,17 @@ def place():
 def installed() -> None:
     if not postgresql.installed():
         pytest.skip("PostgreSQL is not installed")
+
+
+@pytest.fixture(scope="module")
+def team(place, outside, tiny):
+    one = Team(place, outside)
+    recipe = yaml.safe_load(tiny.read_text())
+    (place / "tiny.yaml").write_text(yaml.safe_dump(recipe))
+    one.run("up")
+    yield one
+    done = outside(place, "down")
+    bound.sweep(bound.mark(one.services, ""))
+    assert done.code == 0, done.err
+    assert not one.processes()
+    shutil.rmtree(postgresql._socket(one.services, "postgres" if os.getuid() == 0 else ""), ignore_errors=True)

@@ -1,99 +1,17 @@
 """`warmstart up`, `deploy`, `status`, `down` as a user's shell has them: a schedule fires, what is killed comes back, nothing is left."""
 
-import json
 import os
 import shutil
 import signal
 import time
-import urllib.request
-from contextlib import suppress
-from pathlib import Path
 
 import pytest
 import yaml
+from team import wait_for
 
 from mlflow_server import bound, postgresql, supervision
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
-
-
-class Team:
-    """The folder of a team, its commands, and what its servers say."""
-
-    def __init__(self, folder: Path, outside) -> None:
-        self.folder, self.command = folder, outside
-        self.services = folder / ".warmstart" / "services"
-
-    def run(self, *arguments, code: int = 0) -> str:
-        done = self.command(self.folder, *arguments)
-        assert done.code == code, done.out + done.err
-        return done.out
-
-    def status(self) -> dict:
-        return json.loads(self.command(self.folder, "status", "--json").out)
-
-    def clients(self) -> dict:
-        return json.loads((self.services / "services.json").read_text())["clients"]
-
-    def prefect(self, path: str, content: dict | None = None):
-        return self._ask(f"{self.clients()['PREFECT_API_URL']}/{path}", content)
-
-    def mlflow(self, path: str, content: dict | None = None):
-        return self._ask(f"{self.clients()['MLFLOW_TRACKING_URI']}/api/2.0/mlflow/{path}", content)
-
-    def _ask(self, url: str, content: dict | None):
-        request = urllib.request.Request(url, None if content is None else json.dumps(content).encode(), {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return json.load(answer)
-
-    def start(self, deployment: str) -> str:
-        """Triggers a run of a deployment and gives its id."""
-        found = self.prefect(f"deployments/name/{deployment}")
-        return self.prefect(f"deployments/{found['id']}/create_flow_run", {})["id"]
-
-    def flow_run(self, run: str) -> dict:
-        return self.prefect(f"flow_runs/{run}")
-
-    def processes(self) -> list[int]:
-        """All that the group has running."""
-        return [pid for pid in bound.processes() if bound.running(pid) and bound.marked_with(pid, bound.mark(self.services, ""))]
-
-    def running(self, part: str) -> list[int]:
-        """Those of them whose command line holds the words."""
-        found = []
-        for pid in self.processes():
-            with suppress(OSError):
-                if part in Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode():
-                    found.append(pid)
-        return found
-
-    def wrapper(self, name: str) -> int:
-        return next(pid for pid in bound.processes() if bound.running(pid) and Path(f"/proc/{pid}/cmdline").read_bytes().endswith(f"{self.services}\0{name}\0".encode()))
-
-
-def wait_for(condition, seconds: float = 240):
-    """What the condition gives, once that is true."""
-    deadline = time.monotonic() + seconds
-    while True:
-        with suppress(OSError, StopIteration, KeyError):
-            if found := condition():
-                return found
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.3)
-
-
-@pytest.fixture(scope="module")
-def team(place, outside, tiny):
-    one = Team(place, outside)
-    recipe = yaml.safe_load(tiny.read_text())
-    (place / "tiny.yaml").write_text(yaml.safe_dump(recipe))
-    one.run("up")
-    yield one
-    done = outside(place, "down")
-    bound.sweep(bound.mark(one.services, ""))
-    assert done.code == 0, done.err
-    assert not one.processes()
-    shutil.rmtree(postgresql._socket(one.services, "postgres" if os.getuid() == 0 else ""), ignore_errors=True)
 
 
 def test_up_again_changes_nothing(team):
