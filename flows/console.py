@@ -132,14 +132,14 @@ class Console:
             out.print("no services run here: `warmstart up` starts them")
             return
         table = Table(box=SIMPLE_HEAD, show_edge=False, padding=0)
-        for column in ("service", "state", "up", "log"):
+        for column in ("service", "state", "up"):
             table.add_column(column)
         for name, one in found["services"].items():
             words, style = ("ready", "green") if one["ready"] else (one["state"].lower(), "red" if one["state"] != "RUNNING" else "yellow")
             since = _elapsed(time.time() - one["since"]) if one["since"] and one["state"] == "RUNNING" else ""
-            table.add_row(name, Text(words, style=style), since, Text(one["log"], overflow="fold"))
+            table.add_row(name, Text(words, style=style), since)
         out.print(table)
-        places = {"MLflow": found["mlflow"], "Prefect": found["prefect"], "records": f"{found['database']}, in {found['folder']}"}
+        places = {"MLflow": found["mlflow"], "Prefect": found["prefect"], "records": found["database"], "logs": f"{found['folder']}/*.log"}
         if "user" in found:
             places["login"] = f"MLflow as {found['user']} with {found['passwords']}/admin-password; Prefect with warmstart:PASSWORD of prefect-password"
         for name, value in places.items():

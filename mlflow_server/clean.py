@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ml.contracts import InputError
 from ml.masking import mask
-from tasks.tracking import database
+from tasks.tracking import database, registry, runs
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -29,10 +29,10 @@ def clean(uri: str, artifacts: str, days: float, dry: bool, say: Callable[[str],
     """The ids that were (with `dry`, would be) removed, and of deleted runs those that are kept. Raises InputError."""
     os.environ["MLFLOW_TRACKING_URI"] = uri
     database.prepare()
-    deleted = _runs("DELETED_ONLY")
+    deleted = runs.everywhere(deleted=True)
     before = (time.time() - days * 86400) * 1000
     old = {run.info.run_id for run in deleted if (run.info.end_time or run.info.start_time or 0) <= before}
-    kept = referred([*deleted, *_runs("ACTIVE_ONLY")], versions())
+    kept = referred([*deleted, *runs.everywhere()], registry.everything())
     removed = sorted(old - kept)
     for start in range(0, 0 if dry else len(removed), AT_ONCE):
         say(f"removing {start:,} of {len(removed):,}")
@@ -44,11 +44,11 @@ def clean(uri: str, artifacts: str, days: float, dry: bool, say: Callable[[str],
     return removed, sorted(old & kept)
 
 
-def referred(runs: Iterable[Run], registered: Iterable[Any]) -> set[str]:
+def referred(all_runs: Iterable[Run], registered: Iterable[Any]) -> set[str]:
     """Ids of the runs that the registry refers to, directly or by way of other runs."""
     named: dict[str, set[str]] = {}
     together: dict[str, set[str]] = {}
-    for run in runs:
+    for run in all_runs:
         told = " ".join([*run.data.tags.values(), *run.data.params.values()])
         named[run.info.run_id] = set(ID.findall(told))
         parent = run.data.tags.get("mlflow.parentRunId", run.info.run_id)
@@ -61,30 +61,4 @@ def referred(runs: Iterable[Run], registered: Iterable[Any]) -> set[str]:
         if one not in found:
             found.add(one)
             waiting += named.get(one, set()) | family.get(one, set())
-    return found
-
-
-def versions() -> list[Any]:
-    """All versions of all registered models."""
-    found, token = [], None
-    while True:
-        page = database.retry(database.client().search_model_versions, "", max_results=1000, page_token=token)
-        found += page
-        token = page.token
-        if not token:
-            return found
-
-
-def _runs(kind: str) -> list[Run]:
-    from mlflow.entities import ViewType
-
-    client = database.client()
-    experiments = [one.experiment_id for one in database.retry(client.search_experiments, ViewType.ALL)]
-    found, token = [], None
-    while experiments:
-        page = database.retry(client.search_runs, experiments, "", run_view_type=getattr(ViewType, kind), page_token=token)
-        found += page
-        token = page.token
-        if not token:
-            break
     return found

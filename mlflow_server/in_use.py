@@ -19,9 +19,10 @@ def folder() -> Path:
 def read() -> dict[str, Any] | None:
     """What runs there, or ran until `warmstart down`; None where nothing did, or what is written cannot be used."""
     try:
-        return json.loads((folder() / "services.json").read_text())
+        found = json.loads((folder() / "services.json").read_text())
     except (OSError, ValueError):
         return None
+    return found if isinstance(found, dict) and {"clients", "programs"} <= found.keys() else None
 
 
 def adopt() -> None:

@@ -105,6 +105,18 @@ def version(name: str, number: int | str) -> Version:
     return _version(database.retry(database.client().get_model_version, name, str(number)))
 
 
+def everything() -> list[ModelVersion]:
+    """All versions of all registered models."""
+    found: list[Any] = []
+    token = None
+    while True:
+        page = database.retry(database.client().search_model_versions, "", max_results=1000, page_token=token)
+        found += page
+        token = page.token
+        if not token:
+            return found
+
+
 def champion(name: str, alias: str = "champion") -> Version | None:
     """The version that has the alias, None where there is none or no such model."""
     from mlflow.exceptions import MlflowException

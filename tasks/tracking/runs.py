@@ -139,6 +139,23 @@ def search(experiment_ids: list[str], condition: str, order: str = "attributes.s
             return found
 
 
+def everywhere(deleted: bool = False) -> list[Run]:
+    """The runs of all experiments, deleted ones too: those that are there, or those that were deleted."""
+    from mlflow.entities import ViewType
+
+    client = database.client()
+    experiments = [one.experiment_id for one in database.retry(client.search_experiments, ViewType.ALL)]
+    found: list[Any] = []
+    token = None
+    while experiments:
+        page = database.retry(client.search_runs, experiments, "", run_view_type=ViewType.DELETED_ONLY if deleted else ViewType.ACTIVE_ONLY, page_token=token)
+        found += page
+        token = page.token
+        if not token:
+            break
+    return found
+
+
 @cache
 def code_tags() -> dict[str, str]:
     """Which code runs: the version, and the commit where the code lies in a git checkout of its own."""
