@@ -12,14 +12,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ml.contracts import InputError
 from ml.masking import mask
 from tasks.tracking import database, registry, runs
-
-if TYPE_CHECKING:
-    from mlflow.entities import Run
 
 ID = re.compile(r"\b[0-9a-f]{32}\b")
 AT_ONCE = 50  # runs that one call of `mlflow gc` gets: a command line is bounded
@@ -44,7 +41,7 @@ def clean(uri: str, artifacts: str, days: float, dry: bool, say: Callable[[str],
     return removed, sorted(old & kept)
 
 
-def referred(all_runs: Iterable[Run], registered: Iterable[Any]) -> set[str]:
+def referred(all_runs: Iterable[Any], registered: Iterable[Any]) -> set[str]:
     """Ids of the runs that the registry refers to, directly or by way of other runs."""
     named: dict[str, set[str]] = {}
     together: dict[str, set[str]] = {}
