@@ -129,7 +129,7 @@ def promote(name: str, number: int, expected: int | None, evidence: Mapping[str,
                 f"the champion of {name} is version {now.version if now else 'none'}, not {expected or 'none'} as it was when version {number} "
                 "was judged. Run again, to compare with the present champion."
             )
-        _check(wanted)
+        verify(wanted)
         last = audit(name)[-1:]
         if now is not None and now.version == wanted.version and last and last[0]["to"] == number and last[0].get("done"):
             return now
@@ -142,7 +142,7 @@ def rollback(name: str, evidence: Mapping[str, Any]) -> Version:
         now, before = champion(name), champion(name, "previous")
         if now is None or before is None or now.version == before.version:
             raise InputError(f"{name} has no version to go back to: its alias `previous` is not set")
-        _check(before)
+        verify(before)
         return _move(name, now, before, "rollback", evidence)
 
 
@@ -152,6 +152,16 @@ def audit(name: str) -> list[dict[str, Any]]:
     for one in database.retry(database.client().search_model_versions, f"name = '{name}'"):
         entries += [json.loads(text) for tag, text in one.tags.items() if tag.startswith("warmstart.audit.")]
     return sorted(entries, key=lambda entry: entry["time"])
+
+
+def verify(one: Version, folder: Path | None = None) -> None:
+    """Raises InputError unless the version is READY and its files, as the store gives them now or as they are in `folder`, are those that were registered."""
+    found = database.retry(database.client().get_model_version, one.name, str(one.version))
+    if found.status != "READY":
+        raise InputError(f"{one.uri} is {found.status}, not READY")
+    root = str(folder) if folder else database.retry(database.client().get_model_version_download_uri, one.name, str(one.version))
+    if one.tags.get(FILES) and _sums(root) != one.tags[FILES]:
+        raise InputError(f"{one.uri} is damaged: its files{f' in {folder}' if folder else ''} are not those that were registered. Register it again.")
 
 
 def _move(name: str, now: Version | None, wanted: Version, action: str, evidence: Mapping[str, Any]) -> Version:
@@ -234,21 +244,12 @@ def _with_key(name: str, key: str) -> Version | None:
         if found.tags.get(KEY) == key and found.status == "READY":
             one = version(name, found.version)
             try:
-                _check(one)
+                verify(one)
             except InputError as error:
                 _log.warning("%s is not used again: %s", one.uri, error)
                 continue
             return one
     return None
-
-
-def _check(one: Version) -> None:
-    """Raises InputError unless the version is READY and its files are those that were registered."""
-    found = database.retry(database.client().get_model_version, one.name, str(one.version))
-    if found.status != "READY":
-        raise InputError(f"{one.uri} is {found.status}, not READY")
-    if one.tags.get(FILES) and _sums(database.retry(database.client().get_model_version_download_uri, one.name, str(one.version))) != one.tags[FILES]:
-        raise InputError(f"{one.uri} is damaged: its files are not those that were registered. Register it again.")
 
 
 def _sums(root: str) -> str:
