@@ -192,7 +192,7 @@ def serve(
     allow_host: Annotated[list[str] | None, typer.Option(metavar="NAME", help="A further name that clients call the server by, such as that of a proxy.")] = None,
     follow: Annotated[float, typer.Option(min=0.05, help="Seconds between looks at which version the alias names.")] = 5.0,
     batch_rows: Annotated[int, typer.Option(min=1, max=65536, help="Rows of waiting requests that are computed at once.")] = 64,
-    batch_wait: Annotated[float, typer.Option(min=0, max=10000, help="Milliseconds that a request may wait for others to be computed with.")] = 2.0,
+    batch_wait: Annotated[float, typer.Option(min=0, max=10000, help="Milliseconds that a request waits for others to be computed with; those that come while the model computes are put together anyway.")] = 0.0,
     max_rows: Annotated[int, typer.Option(min=1, help="Rows of one request.")] = 1024,
     max_mib: Annotated[float, typer.Option(min=0.001, help="MiB of one request's body.")] = 32.0,
     max_requests: Annotated[int, typer.Option(min=1, help="Requests under way at once; further ones get HTTP 503.")] = 64,

@@ -85,7 +85,9 @@ class MicroBatches:
     @property
     def waiting(self) -> int:
         """How many requests wait."""
-        return len(self._waiting)
+        with self._changed:
+            self._forget_cancelled()
+            return len(self._waiting)
 
     def close(self, seconds: float | None = None) -> None:
         """Takes no more, and returns when all that waits is done, or after so many seconds."""

@@ -38,7 +38,7 @@ def serve(
     most: int,
 ) -> None:
     """Serves until SIGTERM or Ctrl-C; prints one line with the address once it answers. InputError where it cannot."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    _log_to_standard_error()
     permitted = access(host, names)
     if (share > 0) != (folder is not None):
         raise InputError("--sample SHARE and --samples FOLDER belong together: which share of the rows is kept, and where")
@@ -75,6 +75,16 @@ def serve(
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _log_to_standard_error() -> None:
+    """What this server and uvicorn tell, whatever libraries have set up for their own logs."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    for name, level in (("tasks.serve", logging.INFO), ("uvicorn", logging.WARNING)):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [handler], False
+        logger.setLevel(level)
 
 
 class _Server(uvicorn.Server):
