@@ -104,12 +104,12 @@ def version(name: str, number: int | str) -> Version:
     return _version(database.retry(database.client().get_model_version, name, str(number)))
 
 
-def champion(name: str, alias: str = "champion") -> Version | None:
-    """The version that has the alias, None where there is none or no such model."""
+def champion(name: str, alias: str = "champion", patience: float = 60.0) -> Version | None:
+    """The version that has the alias, None where there is none or no such model; a registry that is away is waited for `patience` seconds."""
     from mlflow.exceptions import MlflowException
 
     try:
-        return _version(database.retry(database.client().get_model_version_by_alias, name, alias))
+        return _version(database.retry(database.client().get_model_version_by_alias, name, alias, patience=patience))
     except MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             return None

@@ -220,6 +220,15 @@ def server(serving, model):
         yield found
 
 
+@pytest.fixture
+def here(registered, monkeypatch):
+    """This process uses the registry too; gives the address of its records."""
+    monkeypatch.chdir(registered.folder)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+    yield database.prepare()
+    mlflow.set_tracking_uri(None)
+
+
 @pytest.fixture(scope="session")
 def embedder(registered) -> Embedder:
     return Embedder.load(registered.backbone)

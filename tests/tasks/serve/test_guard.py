@@ -1,6 +1,5 @@
 """Who may not ask is refused, on every route."""
 
-import mlflow
 import pytest
 from starlette.testclient import TestClient
 
@@ -10,19 +9,13 @@ from tasks.serve.app import Limits, application
 from tasks.serve.guard import OPEN, Access, access
 from tasks.serve.metrics import Metrics
 from tasks.serve.model import LiveModel
-from tasks.tracking import database
 
 TOKEN = "correct horse battery"
 
 
-@pytest.fixture(scope="module")
-def live(registered):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(registered.folder)
-        patch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
-        database.prepare()
-        yield LiveModel("models:/text/1", Metrics(), threads=1)
-        mlflow.set_tracking_uri(None)
+@pytest.fixture
+def live(here):
+    return LiveModel("models:/text/1", Metrics(), threads=1)
 
 
 @pytest.fixture

@@ -4,10 +4,13 @@ import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import mlflow
 import numpy as np
 import pytest
 
 from ml.contracts import InputError
+from tasks.serve.metrics import Metrics
+from tasks.serve.model import LiveModel
 from tasks.tracking import registry
 
 
@@ -109,11 +112,19 @@ def test_a_version_by_its_number_stays(serving, registered, model):
         assert answer.headers["X-Model-Version"] == "1"
 
 
-def test_verify_looks_at_the_folder_that_is_loaded(registered, tmp_path, monkeypatch):
-    from tasks.tracking import database
+def test_while_the_registry_is_away_it_goes_on(here, registered):
+    live = LiveModel("models:/text@champion", Metrics(), threads=1)
+    mlflow.set_tracking_uri("http://127.0.0.1:9")
+    live.look()
+    assert "the registry cannot be asked" in live.problem and live.current.version.version == 1
+    registered.point("text", "2")
+    mlflow.set_tracking_uri(here)
+    live.look()
+    assert live.problem == "" and live.current.version.version == 2
+    registered.point("text", "1")
 
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{registered.folder / 'mlflow.db'}")
-    database.prepare()
+
+def test_verify_looks_at_the_folder_that_is_loaded(here, registered, tmp_path):
     version, copy = registry.version("image", 1), tmp_path / "copy"
     shutil.copytree(registered.client.get_model_version_download_uri("image", "1").removeprefix("file://"), copy)
     registry.verify(version, copy)
