@@ -193,6 +193,35 @@ def rollback(
 
 
 @app.command()
+def serve(
+    model: Annotated[str, typer.Argument(metavar="NAME@ALIAS", help="A registered model, such as digits@champion or models:/digits/3.")],
+    host: Annotated[str, typer.Option(help="Address to listen on; one beyond this machine demands the token WARMSTART_SERVE_TOKEN.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8080,
+    allow_host: Annotated[list[str] | None, typer.Option(metavar="NAME", help="A further name that clients call the server by, such as that of a proxy.")] = None,
+    follow: Annotated[float, typer.Option(min=0.05, help="Seconds between looks at which version the alias names.")] = 5.0,
+    batch_rows: Annotated[int, typer.Option(min=1, max=65536, help="Rows of waiting requests that are computed at once.")] = 64,
+    batch_wait: Annotated[float, typer.Option(min=0, max=10000, help="Milliseconds that a request waits for others to be computed with; those that come while the model computes are put together anyway.")] = 0.0,
+    max_rows: Annotated[int, typer.Option(min=1, help="Rows of one request.")] = 1024,
+    max_mib: Annotated[float, typer.Option(min=0.001, help="MiB of one request's body.")] = 32.0,
+    max_requests: Annotated[int, typer.Option(min=1, help="Requests under way at once; further ones get HTTP 503.")] = 64,
+    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds until a request gets HTTP 504.")] = 60.0,
+    threads: Annotated[int, typer.Option(min=0, max=1024, help="Threads of the model on a CPU; 0 takes all cores.")] = 0,
+    sample: Annotated[float, typer.Option(min=0, max=1, help="Share of the rows that are kept, with their answers, in the folder --samples.")] = 0.0,
+    samples: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where rows that users sent are kept, as Parquet. Unset, nothing is.")] = None,
+    samples_mib: Annotated[float, typer.Option(min=64, help="MiB of samples; beyond, the oldest are deleted.")] = 1024.0,
+) -> None:
+    """Serve a registered model over REST.
+
+    MLflow's protocol, a page to try it in the browser, metrics for Prometheus; it follows the alias.
+    """
+    from tasks.serve.app import Limits
+    from tasks.serve.server import serve as run_server
+
+    limits = Limits(int(max_mib * 2**20), max_rows, timeout, max_requests)
+    run_server(model, host, port, allow_host or [], limits, batch_rows, batch_wait / 1000, follow, threads, sample, samples, int(samples_mib * 2**20))
+
+
+@app.command()
 def recipes() -> None:
     """List the recipes that there are."""
     from flows.catalogue import recipes as found

@@ -201,7 +201,8 @@ def _with_errors(frame: pd.DataFrame, errors: list[str | None]) -> pd.DataFrame:
     whole = [name for name in frame if is_integer_dtype(frame[name])]
     for name in whole:
         frame[name] = frame[name].astype("Int64")  # can hold nothing, so that all parts of a scoring have one schema
-    frame = frame.set_axis([row for row, error in enumerate(errors) if error is None]).reindex(range(len(errors)))
+    if any(errors):
+        frame = frame.set_axis([row for row, error in enumerate(errors) if error is None]).reindex(range(len(errors)))
     for name in [name for name in frame if is_text(frame[name])]:
         frame[name] = frame[name].astype(object).where(frame[name].notna(), None)
     return frame.assign(error=pd.Series(errors, dtype=object))
@@ -226,7 +227,8 @@ def _decoded(values: Sequence[Any], modality: Any, batch_size: int, files: bool)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for start in range(0, len(values), rows):
             chunk = values[start : start + rows]
-            pieces = pool.map(lambda piece: [decode(value) for value in piece], [chunk[at : at + PIECE] for at in range(0, len(chunk), PIECE)])
+            side_by_side = pool.map if len(chunk) > PIECE else map  # to start a thread takes longer than to decode an item
+            pieces = side_by_side(lambda piece: [decode(value) for value in piece], [chunk[at : at + PIECE] for at in range(0, len(chunk), PIECE)])
             items = [item for piece in pieces for item in piece]
             arrays = [item.array for item in items if getattr(item, "array", None) is not None]
             yield arrays, [_reason(item) for item in items]

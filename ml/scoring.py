@@ -121,7 +121,7 @@ def scored(predictor: Predictor, part: Sequence[Item], batch_size: int) -> pa.Ta
     frame = predictor.predict([item.value for item in part], batch_size)
     frame.insert(0, "source", [item.source for item in part])
     frame.insert(1, "key", [item.key for item in part])
-    return _table(frame)
+    return table_of(frame)
 
 
 def write(modality: Any, tables: Tables, model: str, inputs: Sequence[str], output: Path, column: str = "", part_rows: int = PART) -> dict[str, Any]:
@@ -178,7 +178,7 @@ def _begin(folder: Path, wanted: str) -> list[Path]:
     return sorted(folder.glob("part-*.parquet"))
 
 
-def _table(frame: pd.DataFrame) -> pa.Table:
+def table_of(frame: pd.DataFrame) -> pa.Table:
     """Columns of text are text even where every item is good, or bad, so that all parts have one schema."""
     frame = frame.astype({name: "string" for name in frame if is_text(frame[name])})
     typed = [name for name in frame if isinstance(frame[name].dtype, pd.ArrowDtype)]

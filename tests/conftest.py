@@ -122,6 +122,10 @@ class Running:
         self.process, self._output, self._errors = process, output, errors
 
     @property
+    def out(self) -> str:
+        return self._output.read_text() if self._output.exists() else ""
+
+    @property
     def err(self) -> str:
         return self._errors.read_text() if self._errors.exists() else ""
 
@@ -133,7 +137,7 @@ class Running:
         if self.process.exitcode is None:
             self.process.kill()
             pytest.fail(f"the command did not end in {seconds} s; it said:\n{self.err}")
-        return Done(self.process.exitcode, self._output.read_text() if self._output.exists() else "", self.err)
+        return Done(self.process.exitcode, self.out, self.err)
 
 
 def clean_environment() -> dict[str, str]:

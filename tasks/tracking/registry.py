@@ -117,12 +117,12 @@ def everything() -> list[ModelVersion]:
             return found
 
 
-def champion(name: str, alias: str = "champion") -> Version | None:
-    """The version that has the alias, None where there is none or no such model."""
+def champion(name: str, alias: str = "champion", patience: float = 60.0) -> Version | None:
+    """The version that has the alias, None where there is none or no such model; a registry that is away is waited for `patience` seconds."""
     from mlflow.exceptions import MlflowException
 
     try:
-        return _version(database.retry(database.client().get_model_version_by_alias, name, alias))
+        return _version(database.retry(database.client().get_model_version_by_alias, name, alias, patience=patience))
     except MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             return None
@@ -143,7 +143,7 @@ def promote(name: str, number: int, expected: int | None, evidence: Mapping[str,
                 f"the champion of {name} is version {now.version if now else 'none'}, not {expected or 'none'} as it was when version {number} "
                 "was judged. Run again, to compare with the present champion."
             )
-        _check(wanted)
+        verify(wanted)
         before = now
         if now is not None and now.version == wanted.version:
             last = audit(name)[-1:]
@@ -161,7 +161,7 @@ def rollback(name: str, evidence: Mapping[str, Any]) -> Version:
         _notice(name)
         if now is None or before is None or now.version == before.version:
             raise InputError(f"{name} has no version to go back to: its alias `previous` is not set")
-        _check(before)
+        verify(before)
         return _move(name, now, before, "rollback", evidence)
 
 
@@ -195,6 +195,16 @@ def _notice(name: str) -> None:
         entry = {"action": "noticed", "time": time.time(), "user": "unknown", "from": moved["from"], "to": moved["to"], "evidence": {"after": moved["after"]}, "done": True}
         tag = f"{AUDIT}{int(entry['time'] * 1000)}.noticed"  # of a name that the move after it, in the same millisecond, does not have
         database.retry(database.client().set_model_version_tag, name, str(moved["to"] or moved["from"]), tag, json.dumps(entry))
+
+
+def verify(one: Version, folder: Path | None = None) -> None:
+    """Raises InputError unless the version is READY and its files, as the store gives them now or as they are in `folder`, are those that were registered."""
+    found = database.retry(database.client().get_model_version, one.name, str(one.version))
+    if found.status != "READY":
+        raise InputError(f"{one.uri} is {found.status}, not READY")
+    root = str(folder) if folder else database.retry(database.client().get_model_version_download_uri, one.name, str(one.version))
+    if one.tags.get(FILES) and _sums(root) != one.tags[FILES]:
+        raise InputError(f"{one.uri} is damaged: its files{f' in {folder}' if folder else ''} are not those that were registered. Register it again.")
 
 
 def _move(name: str, now: Version | None, wanted: Version, action: str, evidence: Mapping[str, Any]) -> Version:
@@ -277,21 +287,12 @@ def _with_key(name: str, key: str) -> Version | None:
         if found.tags.get(KEY) == key and found.status == "READY":
             one = version(name, found.version)
             try:
-                _check(one)
+                verify(one)
             except InputError as error:
                 _log.warning("%s is not used again: %s", one.uri, error)
                 continue
             return one
     return None
-
-
-def _check(one: Version) -> None:
-    """Raises InputError unless the version is READY and its files are those that were registered."""
-    found = database.retry(database.client().get_model_version, one.name, str(one.version))
-    if found.status != "READY":
-        raise InputError(f"{one.uri} is {found.status}, not READY")
-    if one.tags.get(FILES) and _sums(database.retry(database.client().get_model_version_download_uri, one.name, str(one.version))) != one.tags[FILES]:
-        raise InputError(f"{one.uri} is damaged: its files are not those that were registered. Register it again.")
 
 
 def _sums(root: str) -> str:

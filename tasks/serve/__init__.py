@@ -1,0 +1,1 @@
+"""A server of a registered model: `warmstart serve NAME@champion`."""
