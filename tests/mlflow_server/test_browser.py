@@ -2,8 +2,12 @@
 
 import json
 import os
+import re
 import shutil
+import subprocess
+import sys
 import urllib.parse
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -65,6 +69,46 @@ def test_two_runs_side_by_side(team, page, runs):
     drawn = [lines.nth(number).get_attribute("d") for number in range(lines.count())]
     assert len({path for path in drawn if path.count("L") >= 10}) >= 2, "both curves, each its own"
     keep(page, "mlflow-curves")
+
+
+@pytest.fixture(scope="module")
+def served(team, runs, outside):
+    """`warmstart serve tiny@champion` on a free port; gives its address."""
+    command = [str(Path(sys.executable).parent / "warmstart"), "serve", "tiny@champion", "--port", "0", "--follow", "0.2", "--sample", "1", "--samples", "samples"]
+    environment = {**{name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_", "WARMSTART_"))}, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, cwd=team.folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    try:
+        yield re.search(r"http://[\w.:]+", process.stdout.readline()).group()
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)
+
+
+def test_a_picture_is_tried_in_the_page(team, page, served, pictures):
+    page.goto(served)
+    page.locator("input[type=file]").set_input_files(str(next((pictures / "class1").glob("*.png"))))
+    keep(page, "serve-chosen")
+    page.get_by_role("button", name=re.compile("send|try|predict|ask", re.IGNORECASE)).click()
+    expect(page.get_by_text("class1").first).to_be_visible()
+    keep(page, "serve-answer")
+
+
+def test_an_alias_set_in_mlflows_page_changes_what_is_served(team, page, served):
+    def version() -> str:
+        with urllib.request.urlopen(f"{served}/model", timeout=30) as answer:
+            return str(json.load(answer)["version"])
+
+    before = version()
+    other = "2" if before == "1" else "1"
+    page.goto(f"{team.status()['mlflow']}/#/models/tiny/versions/{other}")
+    page.get_by_role("button", name=re.compile("aliases|edit aliases|add", re.IGNORECASE)).first.click()
+    field = page.get_by_role("combobox").last
+    field.fill("champion")
+    field.press("Enter")
+    keep(page, "mlflow-alias")
+    page.get_by_role("button", name=re.compile("save", re.IGNORECASE)).last.click()
+    wait_for(lambda: version() == other, 60)
+    assert "moved by hand" in team.run("models", "tiny")
 
 
 def test_a_deployments_form_shows_the_recipe(team, page):

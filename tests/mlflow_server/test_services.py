@@ -1,12 +1,18 @@
 """`warmstart up`, `deploy`, `status`, `down` as a user's shell has them: a schedule fires, what is killed comes back, nothing is left."""
 
+import io
 import os
 import shutil
 import signal
 import time
+from datetime import UTC, datetime
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
+from PIL import Image
 from team import wait_for
 
 from mlflow_server import bound, postgresql, supervision
@@ -47,6 +53,30 @@ def test_a_schedule_fires_and_leaves_a_new_version(team):
     runs = team.mlflow("runs/search", {"experiment_ids": [experiment], "filter": "tags.`warmstart.kind` = 'pipeline'"})["runs"]
     tags = {tag["key"]: tag["value"] for tag in runs[-1]["data"]["tags"]}
     assert tags["warmstart.prefect"].startswith(team.status()["prefect"]) and tags["warmstart.prefect"] in tags["mlflow.note.content"]
+
+
+def test_a_drift_of_what_was_served_triggers_the_pipeline_once(team, pictures):
+    negatives = []
+    for path in sorted(pictures.rglob("*.png")):
+        Image.fromarray(255 - np.asarray(Image.open(path))).save(buffer := io.BytesIO(), "PNG")
+        negatives.append(buffer.getvalue())
+    (team.folder / "samples").mkdir()
+    columns = {"time": pa.array([datetime.now(UTC)] * len(negatives), pa.timestamp("us", "UTC")), "image": pa.array(negatives, pa.binary())}
+    pq.write_table(pa.table(columns), team.folder / "samples" / "samples-0.parquet")
+    team.run("deploy", "tiny.yaml", "--watch", "0 6 * * *")
+    deployment = team.prefect("deployments/name/pretrain-finetune/tiny")["id"]
+    assert [one["schedule"]["cron"] for one in team.prefect("deployments/name/watch/tiny")["schedules"]] == ["0 6 * * *"]
+
+    def triggered() -> list[dict]:
+        return [one for one in team.prefect("flow_runs/filter", {}) if one["deployment_id"] == deployment and (one["idempotency_key"] or "").startswith("watch-")]
+
+    for _ in range(2):
+        look = team.start("watch/tiny")
+        wait_for(lambda look=look: team.flow_run(look)["state_type"] == "COMPLETED")
+    assert len(triggered()) == 1
+    wait_for(lambda: triggered()[0]["state_type"] == "COMPLETED")
+    summary = [one["data"] for one in team.prefect("artifacts/filter", {}) if one["key"] == "tiny-watch"]
+    assert len(summary) == 2 and all("inputs have drifted" in one for one in summary)
 
 
 @pytest.fixture(scope="module")
