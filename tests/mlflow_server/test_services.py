@@ -37,7 +37,7 @@ def test_what_is_secret_is_its_owners_alone(team):
 
 def test_a_schedule_fires_and_leaves_a_new_version(team):
     said = team.run("deploy", "tiny.yaml", "--interval", "15")
-    assert [line.split("'")[1] for line in said.splitlines()] == [f"{flow}/tiny" for flow in ("pretrain-finetune", "pretrain")] + ["pretrain-finetune/tiny-from-backbone", "predict/tiny", "promote/tiny", "rollback/tiny"]
+    assert [line.split("'")[1] for line in said.splitlines()] == [f"{flow}/tiny" for flow in ("pretrain-finetune", "pretrain")] + ["pretrain-finetune/tiny-from-backbone", "predict/tiny", "watch/tiny", "promote/tiny", "rollback/tiny"]
     try:
         version = wait_for(lambda: team.mlflow("model-versions/search?filter=name%3D'tiny'").get("model_versions"))[0]
         wait_for(lambda: "champion" in str(team.mlflow("registered-models/get?name=tiny")["registered_model"].get("aliases")))
