@@ -259,20 +259,26 @@ def _postgresql(uri: str, backup: Callable[[str], object] | None) -> None:
 def _open(uri: str, backup: Callable[[str], object] | None) -> None:
     """Opens the tracking store, which makes tables where there are none, and the default experiment."""
     from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
 
-    try:
-        retry(MlflowClient(uri).search_experiments, max_results=1)
-    except MlflowException as error:
-        if "out-of-date database schema" not in str(error):
-            raise
+    if _of_another_mlflow(uri):  # asked first: where tables are missing MLflow migrates by itself, without a copy
         if backup is None:
             raise InputError(
                 f"MLflow's database {mask(uri)} was made by another MLflow. Back it up, then run `mlflow db upgrade {mask(uri)}`; `warmstart up` and "
                 "`python -m mlflow_server` do both."
-            ) from None
+            )
         backup(uri)
         _migrate(uri)
+    retry(MlflowClient(uri).search_experiments, max_results=1)
+
+
+def _of_another_mlflow(uri: str) -> bool:
+    """Whether the database has tables of another revision than this MLflow's."""
+    import sqlalchemy
+    from mlflow.store.db.utils import _get_latest_schema_revision, _get_schema_version
+
+    engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.pool.NullPool)
+    found = _get_schema_version(engine)
+    return found is not None and found != _get_latest_schema_revision()
 
 
 def _migrate(uri: str) -> None:

@@ -5,14 +5,17 @@ import os
 import re
 import signal
 import socket
+import sqlite3
 import stat
 import subprocess
 import sys
 import urllib.error
 import urllib.request
 from base64 import b64encode
+from contextlib import closing
 from pathlib import Path
 
+import mlflow
 import pytest
 
 from ml.contracts import InputError
@@ -20,6 +23,7 @@ from mlflow_server import credentials
 from mlflow_server.__main__ import server
 from mlflow_server.tracking import Server, loopback
 from tasks.reach import wait_for
+from tasks.tracking import database
 
 ROOT = Path(__file__).resolve().parents[2]
 OWN = "correct horse battery"
@@ -166,3 +170,51 @@ def test_a_version_cannot_name_files_of_the_server(url, source):
 @pytest.mark.parametrize("path", ["../../../etc/passwd", "%2e%2e/%2e%2e/etc/passwd", "..%2f..%2fetc%2fpasswd", "/etc/passwd"])
 def test_artifacts_lead_to_no_other_file(url, path):
     assert ask(url, "GET", f"/api/2.0/mlflow-artifacts/artifacts/{path}", None, "admin") in (400, 404)
+
+
+def old_database(path: Path) -> str:
+    """A database as an older MLflow made it; gives its revision."""
+    import sqlalchemy
+    from alembic import command
+    from alembic.script import ScriptDirectory
+    from mlflow.store.db.utils import _get_alembic_config
+    from mlflow.store.tracking.dbmodels.initial_models import Base
+
+    url = f"sqlite:///{path}"
+    engine = sqlalchemy.create_engine(url)
+    Base.metadata.create_all(engine)
+    engine.dispose()
+    configuration = _get_alembic_config(url)
+    older = list(ScriptDirectory.from_config(configuration).walk_revisions())[5].revision
+    command.upgrade(configuration, older)
+    return older
+
+
+def revision(path: Path) -> str:
+    with closing(sqlite3.connect(path)) as records:
+        return records.execute("select version_num from alembic_version").fetchone()[0]
+
+
+def test_tables_of_an_older_mlflow_are_migrated_after_a_copy(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    older = old_database(tmp_path / "mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+    with pytest.raises(InputError, match="was made by another MLflow"):
+        database.prepare()
+    assert revision(tmp_path / "mlflow.db") == older, "a client migrates nothing"
+    Server(folder=tmp_path / "kept").prepare()
+    assert revision(tmp_path / "mlflow.db") != older
+    (copy,) = (tmp_path / "kept").glob("before-upgrade-*/database.sqlite")
+    assert revision(copy) == older
+    mlflow.set_tracking_uri(None)
+
+
+def test_tables_of_a_newer_mlflow_are_left_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Server(folder=tmp_path / "kept").prepare()
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as records, records:
+        records.execute("update alembic_version set version_num = 'ffffffffffff'")
+    with pytest.raises(InputError, match="was made by a newer MLflow"):
+        Server(folder=tmp_path / "kept").prepare()
+    assert revision(tmp_path / "mlflow.db") == "ffffffffffff"
+    mlflow.set_tracking_uri(None)
