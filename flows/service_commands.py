@@ -25,6 +25,7 @@ def up(
     prefect_database: Annotated[str, typer.Option(envvar="WARMSTART_PREFECT_DATABASE", help="URL of Prefect's, postgresql+asyncpg://...; unset, the private PostgreSQL.")] = "",
     artifacts: Annotated[str, typer.Option(help="Folder or bucket URL of the artifacts, which MLflow's server serves.")] = "mlartifacts",
     auth: Annotated[bool, typer.Option("--auth", help="Ask for passwords on loopback too.")] = False,
+    allow_host: Annotated[list[str] | None, typer.Option(metavar="NAME", help="A further name that they are called by, such as that of a proxy or an address; again for more.")] = None,
     runs: Annotated[int, typer.Option(min=1, max=1000, help="Flow runs that the worker runs at once.")] = 1,
     foreground: Annotated[bool, typer.Option("--foreground", help="Stay in the foreground, for systemd and containers.")] = False,
 ) -> None:
@@ -35,7 +36,7 @@ def up(
     from flows.console import Console
     from mlflow_server import services
 
-    wanted = services.Wanted(host, mlflow_port, prefect_port, database, prefect_database, artifacts, auth, runs)
+    wanted = services.Wanted(host, mlflow_port, prefect_port, database, prefect_database, artifacts, auth, runs, allow_host or [])
     Console().show_services(services.up(wanted, _say, foreground))
 
 

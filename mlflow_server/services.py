@@ -18,7 +18,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,8 @@ class Wanted:
     artifacts: str = "mlartifacts"
     auth: bool = False
     runs: int = 1
+    names: list[str] = field(default_factory=list)
+    """By which browsers and programs call the servers, beside their own."""
 
 
 def up(wanted: Wanted, say: Callable[[str], None], foreground: bool = False) -> dict[str, Any]:
@@ -108,7 +110,7 @@ def _group(folder: Path, wanted: Wanted, before: dict[str, Any] | None, say: Cal
     if own.exists() and not wanted.database and cluster:
         say(f"MLflow's records stay in {own}, where this folder's runs are; in a folder without it they would be kept in PostgreSQL")
     health_port = _port("127.0.0.1", 0, ports.get("worker", 8080), "", {mlflow_port, prefect_port})
-    server = Server(wanted.host, mlflow_port, database, wanted.artifacts, 1, auth, folder=folder)
+    server = Server(wanted.host, mlflow_port, database, wanted.artifacts, 1, auth, tuple(wanted.names), tuple(f"https://{name}" for name in wanted.names), folder)
     server.check()
     prefect = wanted.prefect_database or (cluster.url("prefect", "asyncpg") if cluster else f"sqlite+aiosqlite:///{folder / 'prefect.db'}")
     token = f"warmstart:{credentials.kept(folder, 'prefect-password')}" if auth else ""
@@ -120,7 +122,7 @@ def _group(folder: Path, wanted: Wanted, before: dict[str, Any] | None, say: Cal
         "mlflow": _program(
             [sys.executable, "-m", "mlflow_server", *_options(server)], server.environment(), after=after, probe=f"{url}:{mlflow_port}/health"
         ),
-        "prefect": _program(_prefect_command(wanted.host, prefect_port), _prefect(folder, wanted.host, prefect_port, prefect, token), after=after, probe=f"{url}:{prefect_port}/api/health"),
+        "prefect": _program(_prefect_command(wanted.host, prefect_port), _prefect(folder, wanted, prefect_port, prefect, token), after=after, probe=f"{url}:{prefect_port}/api/health"),
         "worker": _program(
             [sys.executable, "-m", "mlflow_server.worker", POOL, str(wanted.runs), str(health_port)],
             {**clients, **QUIET, "PREFECT_HOME": str(folder / "prefect"), "PREFECT_RUNNER_HEARTBEAT_FREQUENCY": "30"},
@@ -166,7 +168,7 @@ def _program(
 def _options(server: Server) -> list[str]:
     """The command line of `python -m mlflow_server`; its secrets and its database are in the environment."""
     options = ["--host", server.host, "--port", str(server.port), "--artifacts", server.artifacts, "--folder", str(server.folder)]
-    return options + (["--auth"] if server.auth else [])
+    return options + [word for kind, values in (("host", server.hosts), ("origin", server.origins)) for value in values for word in (f"--allowed-{kind}", value)] + (["--auth"] if server.auth else [])
 
 
 def _prefect_command(host: str, port: int) -> list[str]:
@@ -174,9 +176,10 @@ def _prefect_command(host: str, port: int) -> list[str]:
     return [*line, "--log-level", "warning", "--lifespan", "on", "--timeout-graceful-shutdown", "5"]
 
 
-def _prefect(folder: Path, host: str, port: int, database: str, token: str) -> dict[str, str]:
+def _prefect(folder: Path, wanted: Wanted, port: int, database: str, token: str) -> dict[str, str]:
     """The settings of Prefect's server: closed to pages of other origins, and to whoever has not the token."""
-    origins = ",".join(f"http://{name}:{port}" for name in names(host))
+    host, called = wanted.host, [*names(wanted.host), *wanted.names]
+    origins = ",".join([*(f"http://{name}:{port}" for name in called), *(f"https://{name}" for name in wanted.names)])  # those of a proxy too
     return {
         "PREFECT_HOME": str(folder / "prefect"),
         "PREFECT_API_DATABASE_CONNECTION_URL": database,
@@ -184,8 +187,8 @@ def _prefect(folder: Path, host: str, port: int, database: str, token: str) -> d
         "PREFECT_SERVER_API_PORT": str(port),
         "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": origins,
         prefect_app.ORIGINS: origins,
-        prefect_app.HOSTS: ",".join(name.strip("[]") for name in names(host)),
-        "PREFECT_UI_API_URL": f"http://{names(host)[-1] if host in EVERYWHERE else bracketed(host)}:{port}/api",
+        prefect_app.HOSTS: ",".join(name.strip("[]") for name in called),
+        "PREFECT_UI_API_URL": f"http://{called[-1] if host in EVERYWHERE else bracketed(host)}:{port}/api",
         "PREFECT_UI_STATIC_DIRECTORY": str(folder / "prefect" / "ui"),
         **({"PREFECT_SERVER_API_AUTH_STRING": token, "PREFECT_API_AUTH_STRING": token} if token else {}),
     }
