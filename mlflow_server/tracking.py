@@ -50,7 +50,7 @@ class Server:
         """The command line, which holds no secret."""
         artifacts = self.artifacts if "://" in self.artifacts else str(Path(self.artifacts).resolve())
         extra = ["--app-name", "basic-auth"] if self.auth else []
-        hosts = dict.fromkeys(name for host in (*names(self.host), *self.hosts) for name in (host, f"{host}:{self.port}"))
+        hosts = dict.fromkeys(name for host in (*names(self.host), *self.hosts) for name in (host, f"{host}:*"))  # any port: a tunnel's is another
         origins = ["--cors-allowed-origins", ",".join(self.origins)] if self.origins else []
         return [
             *(sys.executable, "-m", "mlflow", "server", "--host", self.host, "--port", str(self.port), "--workers", str(self.workers)),

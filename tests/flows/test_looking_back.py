@@ -54,7 +54,7 @@ def stage(result: dict, name: str) -> str:
 
 
 def test_runs(finished, second, warmstart):
-    found = warmstart(finished.folder, "runs", "tiny", "--json", "--limit", "100").result["runs"]
+    found = warmstart(finished.folder, "runs", "tiny", "--json", "--limit", "1000").result["runs"]
     assert [one["started"] for one in found] == sorted((one["started"] for one in found), reverse=True)
     assert len({one["id"] for one in found}) == len(found) and {one["experiment"] for one in found} == {"tiny"}
     by_id = {one["run_id"]: one for one in found}
@@ -64,7 +64,7 @@ def test_runs(finished, second, warmstart):
         assert told["passed"] is result["verdict"]["passed"] and told["model"]["uri"] == result["model"]["uri"]
         assert warmstart(finished.folder, "compare", told["id"], told["run_id"], "--json").code == 0
     assert len(warmstart(finished.folder, "runs", "--json", "--limit", "1").result["runs"]) == 1
-    done = warmstart(finished.folder, "runs", "tiny")
+    done = warmstart(finished.folder, "runs", "tiny", "--limit", "1000")
     assert done.code == 0 and all(len(line) <= 80 for line in done.out.splitlines()) and finished.result["run_id"][:8] in done.out
     warmstart(finished.folder, "runs", "tinny").refused(["no experiment 'tinny'", "Known:", "tiny"])
 

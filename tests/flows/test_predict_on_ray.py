@@ -8,6 +8,8 @@ import pytest
 from flows.predict import scoring_compute
 from ml.contracts import InputError
 
+pytestmark = pytest.mark.e2e
+
 
 @pytest.mark.skipif(find_spec("ray") is None, reason="needs ray")
 def test_the_command_scores_on_a_cluster_of_its_own(finished, pictures, start, tmp_path):

@@ -15,6 +15,8 @@ from ml.preprocess import preprocess
 from ml.recipe import Strategy, load
 from ml.splitting import split
 
+pytestmark = pytest.mark.e2e
+
 SGD = ["finetuning.fit.optimizer=sgd", "finetuning.fit.epochs=2", "finetuning.fit.batch_size=27", "finetuning.fit.learning_rate=0.05"]
 
 
