@@ -2,11 +2,23 @@
 
 import json
 import time
+import urllib.error
 import urllib.request
 from contextlib import suppress
 from pathlib import Path
 
 from mlflow_server import bound
+
+
+def status(url: str, method: str = "GET", content: dict | None = None, **headers: str) -> int:
+    """The status of a request."""
+    request = urllib.request.Request(url, json.dumps(content or {}).encode() if method != "GET" else None, {"Content-Type": "application/json", **headers}, method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        error.close()
+        return error.code
 
 
 class Team:

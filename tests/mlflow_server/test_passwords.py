@@ -1,10 +1,10 @@
 """`warmstart up --auth`: Prefect and MLflow let in who has the passwords, which the commands of the folder have."""
 
 import json
-import urllib.error
 import urllib.request
 
 import pytest
+from team import status
 from websockets.exceptions import InvalidStatus, WebSocketException
 from websockets.sync.client import connect
 
@@ -19,16 +19,6 @@ def guarded(team):
     return team
 
 
-def ask(url: str, method: str = "GET", **headers) -> int:
-    request = urllib.request.Request(url, b"{}" if method != "GET" else None, {"Content-Type": "application/json", **headers}, method=method)
-    try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return answer.status
-    except urllib.error.HTTPError as error:
-        error.close()
-        return error.code
-
-
 def test_every_route_of_prefect_asks_for_the_password(guarded):
     where = guarded.status()["prefect"]
     with urllib.request.urlopen(f"{where}/openapi.json", timeout=60) as answer:  # what routes there are is in Prefect's source
@@ -37,7 +27,7 @@ def test_every_route_of_prefect_asks_for_the_password(guarded):
     for path, methods in paths.items():
         for method in methods:
             given = path.replace("{", "").replace("}", "")
-            found[method.upper(), path] = ask(f"{where}{given if given.startswith('/api') else '/api' + given}", method.upper())
+            found[method.upper(), path] = status(f"{where}{given if given.startswith('/api') else '/api' + given}", method.upper())
     assert len(found) > 100
     assert not {route: status for route, status in found.items() if status != 401 and not route[1].endswith(("/health", "/ready"))}
 
@@ -53,14 +43,14 @@ def test_websockets_ask_for_it_too(guarded, path, subprotocols):
 
 def test_pages_and_names_of_others_are_refused(guarded):
     where = guarded.status()["prefect"]
-    assert ask(f"{where}/api/health") == 200
-    assert ask(f"{where}/api/health", Host="evil.example.org") == 400
-    assert ask(f"{where}/api/health", Origin="https://evil.example.org") == 403
-    assert ask(f"{where}/api/health", Origin=where) == 200
+    assert status(f"{where}/api/health") == 200
+    assert status(f"{where}/api/health", Host="evil.example.org") == 400
+    assert status(f"{where}/api/health", Origin="https://evil.example.org") == 403
+    assert status(f"{where}/api/health", Origin=where) == 200
     with pytest.raises(InvalidStatus) as refused, connect(f"{where.replace('http', 'ws')}/api/events/in", origin="https://evil.example.org"):
         pass
     assert refused.value.response.status_code == 403
-    assert ask(f"{guarded.status()['mlflow']}/api/2.0/mlflow/experiments/search?max_results=1") == 401
+    assert status(f"{guarded.status()['mlflow']}/api/2.0/mlflow/experiments/search?max_results=1") == 401
 
 
 def test_the_folders_commands_have_the_passwords(guarded):

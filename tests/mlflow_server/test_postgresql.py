@@ -13,7 +13,7 @@ from mlflow_server import dump, postgresql
 
 
 @pytest.fixture(scope="module")
-def cluster(installed, place):
+def private(installed, place):
     """A cluster that answers."""
     one = postgresql.cluster(place)
     user = {"user": one.user, "group": one.user, "extra_groups": []} if one.user else {}
@@ -28,25 +28,25 @@ def cluster(installed, place):
     shutil.rmtree(one.socket, ignore_errors=True)
 
 
-def test_it_answers_its_owner_through_the_socket_alone(cluster):
-    with psycopg.connect(cluster.url("mlflow")) as connection:
+def test_it_answers_its_owner_through_the_socket_alone(private):
+    with psycopg.connect(private.url("mlflow")) as connection:
         assert connection.execute("show listen_addresses").fetchone() == ("",)
         assert {name for (name,) in connection.execute("select datname from pg_database")} >= {"mlflow", "prefect"}
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can try as another user")
-def test_another_user_cannot_connect(cluster):
-    program = cluster.binaries / "psql"
-    tried = subprocess.run([str(program), cluster.url("mlflow"), "-c", "select 1"], user="nobody", group="nogroup", extra_groups=[], cwd="/", capture_output=True, text=True, check=False)
+def test_another_user_cannot_connect(private):
+    program = private.binaries / "psql"
+    tried = subprocess.run([str(program), private.url("mlflow"), "-c", "select 1"], user="nobody", group="nogroup", extra_groups=[], cwd="/", capture_output=True, text=True, check=False)
     assert tried.returncode != 0 and "Permission denied" in tried.stderr
 
 
-def test_it_is_found_again(cluster, place):
-    assert postgresql.cluster(place) == cluster
+def test_it_is_found_again(private, place):
+    assert postgresql.cluster(place) == private
 
 
-def test_a_version_that_is_not_installed_is_told(cluster, place, monkeypatch):
-    monkeypatch.setattr(postgresql, "installed", lambda: {"99": cluster.binaries})
+def test_a_version_that_is_not_installed_is_told(private, place, monkeypatch):
+    monkeypatch.setattr(postgresql, "installed", lambda: {"99": private.binaries})
     with pytest.raises(InputError, match=r"was made by PostgreSQL \d+, found are 99. Install it"):
         postgresql.cluster(place)
 
@@ -59,11 +59,11 @@ def test_somebody_elses_socket_folder_is_refused(installed, tmp_path, monkeypatc
         postgresql._socket(tmp_path, "")
 
 
-def test_a_database_goes_into_a_file_and_back(cluster, tmp_path):
-    with psycopg.connect(cluster.url("mlflow"), autocommit=True) as connection:
+def test_a_database_goes_into_a_file_and_back(private, tmp_path):
+    with psycopg.connect(private.url("mlflow"), autocommit=True) as connection:
         connection.execute("create table runs (name text)")
         connection.execute("insert into runs values ('kept')")
-        uri = cluster.url("mlflow", "psycopg")
+        uri = private.url("mlflow", "psycopg")
         file = dump.dump(uri, tmp_path / "copy")
         with pytest.raises(InputError, match="holds 1 runs already"):
             dump.load(uri, file)

@@ -1,6 +1,5 @@
 """The tracking server: unsafe settings are refused, and one with passwords lets nobody in without."""
 
-import json
 import os
 import re
 import signal
@@ -9,14 +8,13 @@ import sqlite3
 import stat
 import subprocess
 import sys
-import urllib.error
-import urllib.request
 from base64 import b64encode
 from contextlib import closing
 from pathlib import Path
 
 import mlflow
 import pytest
+from team import status
 
 from ml.contracts import InputError
 from mlflow_server import credentials
@@ -103,13 +101,7 @@ def ask(url, method, path, content=None, user=None, **headers) -> int:
     """The status of a request."""
     if user:
         headers["Authorization"] = "Basic " + b64encode(f"{user}:{ {'admin': OWN, 'reader': 'another long one'}.get(user, 'guess guess guess') }".encode()).decode()
-    request = urllib.request.Request(url + path, json.dumps(content or {}).encode() if method != "GET" else None, {"Content-Type": "application/json", **headers}, method=method)
-    try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return answer.status
-    except urllib.error.HTTPError as error:
-        error.close()
-        return error.code
+    return status(url + path, method, content, **headers)
 
 
 def routes() -> list[tuple[str, str]]:
