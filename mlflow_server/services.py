@@ -52,19 +52,20 @@ class Wanted:
 def up(wanted: Wanted, say: Callable[[str], None], foreground: bool = False) -> dict[str, Any]:
     """Starts the group if it does not run, waits until it answers, and gives its status. Raises InputError."""
     folder = in_use.folder()
-    with _alone(folder):
-        before = in_use.read()
-        if before and supervision.running(folder):
-            if before["wanted"] != asdict(wanted) and wanted != Wanted():
-                raise InputError("the services run with other settings: `warmstart down` first")
-        else:
-            group = _group(folder, wanted, before, say)
-            sweep(mark(folder, ""))  # of a group that was killed
-            credentials.write(folder / "services.json", json.dumps(group, indent=1))
-            if foreground:
-                supervision.become(folder, list(group["programs"]))
-            supervision.start(folder, list(group["programs"]))
-    _wait(folder, say)
+    with file_lock(supervision.private() / "ports.lock"):  # until they are taken: two groups that start at once do not choose the same
+        with _alone(folder):
+            before = in_use.read()
+            if before and supervision.running(folder):
+                if before["wanted"] != asdict(wanted) and wanted != Wanted():
+                    raise InputError("the services run with other settings: `warmstart down` first")
+            else:
+                group = _group(folder, wanted, before, say)
+                sweep(mark(folder, ""))  # of a group that was killed
+                credentials.write(folder / "services.json", json.dumps(group, indent=1))
+                if foreground:
+                    supervision.become(folder, list(group["programs"]))
+                supervision.start(folder, list(group["programs"]))
+        _wait(folder, say)
     return status()
 
 

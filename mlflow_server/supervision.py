@@ -136,11 +136,16 @@ def _socket(folder: Path) -> Path:
     """In the folder, or where that is too deep for a socket's path (107 characters) in a private one with a short name."""
     if len(str(folder)) < 80:
         return folder / "supervisor.sock"
-    private = Path(tempfile.gettempdir()) / f"warmstart-{os.getuid()}"
-    private.mkdir(mode=0o700, exist_ok=True)
-    if private.lstat().st_uid != os.getuid() or private.lstat().st_mode & 0o077:
-        raise PermissionError(1, f"{private} is somebody else's or open to others")
-    return private / f"{hashlib.sha256(str(folder).encode()).hexdigest()[:16]}.sock"
+    return private() / f"{hashlib.sha256(str(folder).encode()).hexdigest()[:16]}.sock"
+
+
+def private() -> Path:
+    """A folder of this user alone, with a short name."""
+    found = Path(tempfile.gettempdir()) / f"warmstart-{os.getuid()}"
+    found.mkdir(mode=0o700, exist_ok=True)
+    if found.lstat().st_uid != os.getuid() or found.lstat().st_mode & 0o077:
+        raise PermissionError(1, f"{found} is somebody else's or open to others")
+    return found
 
 
 def _ask(folder: Path) -> Any:

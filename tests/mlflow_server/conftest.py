@@ -7,7 +7,6 @@ import tempfile
 from pathlib import Path
 
 import pytest
-import yaml
 
 from mlflow_server import bound, postgresql
 
@@ -32,13 +31,15 @@ def installed() -> None:
 
 @pytest.fixture(scope="module")
 def team(place, outside, tiny):
+    """A folder with a recipe and running servers, of which nothing is left in the end."""
     one = Team(place, outside)
-    recipe = yaml.safe_load(tiny.read_text())
-    (place / "tiny.yaml").write_text(yaml.safe_dump(recipe))
-    one.run("up")
-    yield one
-    done = outside(place, "down")
-    bound.sweep(bound.mark(one.services, ""))
+    shutil.copy(tiny, place / "tiny.yaml")
+    try:
+        one.run("up")
+        yield one
+    finally:
+        done = outside(place, "down")
+        bound.sweep(bound.mark(one.services, ""))
+        shutil.rmtree(postgresql._socket(one.services, "postgres" if os.getuid() == 0 else ""), ignore_errors=True)
     assert done.code == 0, done.err
     assert not one.processes()
-    shutil.rmtree(postgresql._socket(one.services, "postgres" if os.getuid() == 0 else ""), ignore_errors=True)
