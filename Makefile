@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test e2e chaos bench lint lock clean
+.PHONY: help setup demo test e2e servers chaos bench lint lock clean
 
 help:  ## List what there is.
 	@sed -n 's/^\([a-z0-9]*\):.*## \(.*\)/\1\t\2/p' Makefile
@@ -27,10 +27,13 @@ demo: setup  ## The main job on scikit-learn's handwritten digits: a registered 
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 test: setup  ## All tests but the long ones.
-	$(TEST) -m "not e2e"
+	$(TEST) -m "not e2e and not servers"
 
-e2e: setup  ## The long ones: servers, schedules, clusters, kills.
+e2e: setup  ## The long ones: clusters, kills, eight runs at once.
 	$(TEST) -m e2e
+
+servers: setup  ## The servers of a team: schedules, kills, passwords, load, a browser.
+	$(TEST) -m servers
 
 chaos: setup  ## Kills and contention again and again, for SEEDS=20 timings each.
 	WARMSTART_SEEDS=$(or $(SEEDS),20) $(TEST) -k "kill or killed or promotion or damaged or service_that"

@@ -7,7 +7,7 @@ import pytest
 
 from mlflow_server import postgresql
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.servers, pytest.mark.timeout(900)]
 ROWS = 200
 
 

@@ -8,7 +8,7 @@ from team import status
 from websockets.exceptions import InvalidStatus, WebSocketException
 from websockets.sync.client import connect
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.servers, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")

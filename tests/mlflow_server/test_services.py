@@ -17,7 +17,7 @@ from team import wait_for
 
 from mlflow_server import bound, postgresql, supervision
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.servers, pytest.mark.timeout(900)]
 
 
 def test_up_again_changes_nothing(team):
