@@ -40,18 +40,22 @@ class Cluster:
     user: str
 
     @property
+    def role(self) -> str:
+        """Who its databases belong to."""
+        return self.user or pwd.getpwuid(os.getuid()).pw_name
+
+    @property
     def command(self) -> list[str]:
         return [str(self.binaries / "postgres"), "-D", str(self.data), "-k", str(self.socket)]
 
     @property
     def probe(self) -> list[str]:
         """A command that succeeds once the cluster answers."""
-        return [str(self.binaries / "pg_isready"), "--quiet", "--host", str(self.socket)]
+        return [str(self.binaries / "pg_isready"), "--quiet", "--host", str(self.socket), "--username", self.role, "--dbname", "postgres"]
 
     def url(self, database: str, driver: str = "") -> str:
         """SQLAlchemy's URL of one of its databases."""
-        role = self.user or pwd.getpwuid(os.getuid()).pw_name
-        return f"postgresql{f'+{driver}' if driver else ''}://{role}@/{database}?host={self.socket}"
+        return f"postgresql{f'+{driver}' if driver else ''}://{self.role}@/{database}?host={self.socket}"
 
 
 def cluster(folder: Path) -> Cluster | None:
@@ -99,15 +103,14 @@ def _make(one: Cluster) -> None:
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(mode=0o700, parents=True)
     _own(new, one.user)
-    role = one.user or pwd.getpwuid(os.getuid()).pw_name
-    _run(one, [str(one.binaries / "initdb"), "--pgdata", str(new), "--username", role, "--auth", "peer", "--encoding", "UTF8", "--locale", "C.UTF-8"])
+    _run(one, [str(one.binaries / "initdb"), "--pgdata", str(new), "--username", one.role, "--auth", "peer", "--encoding", "UTF8", "--locale", "C.UTF-8"])
     for database in DATABASES:  # by a server of one session, that listens nowhere
         _run(one, [str(one.binaries / "postgres"), "--single", "-D", str(new), "postgres"], f"CREATE DATABASE {database};\n")
     with (new / "postgresql.conf").open("a") as file:
         file.write(SETTINGS)
     (new / "pg_hba.conf").write_text("local all all peer map=warmstart\n")
-    users = {role, pwd.getpwuid(os.getuid()).pw_name}
-    (new / "pg_ident.conf").write_text("".join(f"warmstart {user} {role}\n" for user in sorted(users)))
+    users = {one.role, pwd.getpwuid(os.getuid()).pw_name}
+    (new / "pg_ident.conf").write_text("".join(f"warmstart {user} {one.role}\n" for user in sorted(users)))
     new.rename(one.data)
 
 

@@ -116,8 +116,9 @@ def name() -> str:
 
 def main(pool: str, runs: int, port: int) -> None:
     """Becomes the worker. How many run at once is the pool's limit: a worker's own is not free yet when a run that crashed is scheduled again, and ends it."""
-    install(pool, runs)
+    # First: Prefect reads its settings when it is imported, and this sign of life would be told to everybody, at a port that others have.
     os.environ |= {"PREFECT_WORKER_WEBSERVER_HOST": "127.0.0.1", "PREFECT_WORKER_WEBSERVER_PORT": str(port)}
+    install(pool, runs)
     threading.Thread(target=watch, name="reconcile", daemon=True).start()
     sys.argv = ["prefect", "worker", "start", "--pool", pool, "--type", "process", "--name", name(), "--with-healthcheck"]
     runpy.run_module("prefect", run_name="__main__", alter_sys=True)

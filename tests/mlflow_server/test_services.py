@@ -8,6 +8,7 @@ import time
 from datetime import UTC, datetime
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -178,3 +179,8 @@ def test_down_leaves_nothing_and_up_finds_all(team):
     assert team.mlflow("model-versions/search?filter=name%3D'tiny'")["model_versions"] == before
     assert {name: team.status()[name] for name in ports} == ports
     assert len(team.prefect("deployments/filter", {})) >= 6
+
+
+def test_nothing_listens_beyond_this_machine(team):
+    addresses = {connection.laddr.ip for pid in team.processes() for connection in psutil.Process(pid).net_connections() if connection.status == psutil.CONN_LISTEN}
+    assert addresses == {"127.0.0.1"}
