@@ -10,8 +10,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from xmlrpc.client import Error, ServerProxy
@@ -82,7 +82,8 @@ def running(folder: Path) -> bool:
 def states(folder: Path) -> dict[str, dict[str, Any]]:
     """Each program's state (STARTING, RUNNING, BACKOFF, ...) and the time in seconds since when; empty where nothing supervises."""
     try:
-        return {one["name"]: {"state": one["statename"], "since": one["start"] or None} for one in _ask(folder).getAllProcessInfo()}
+        with asking(folder) as supervisor:
+            return {one["name"]: {"state": one["statename"], "since": one["start"] or None} for one in supervisor.getAllProcessInfo()}
     except (OSError, Error):
         return {}
 
@@ -94,7 +95,8 @@ def stop(folder: Path, say: Callable[[str], None]) -> bool:
     pid = int((folder / "supervisord.pid").read_text())
     say("stopping: " + ", ".join(reversed(states(folder))))
     try:
-        _ask(folder).shutdown()
+        with asking(folder) as supervisor:
+            supervisor.shutdown()
     except (OSError, Error):
         with suppress(OSError):
             os.kill(pid, signal.SIGTERM)
@@ -148,8 +150,13 @@ def private() -> Path:
     return found
 
 
-def _ask(folder: Path) -> Any:
+@contextmanager
+def asking(folder: Path) -> Iterator[Any]:
+    """What supervises the folder's programs, to be asked by its XML-RPC interface. Raises OSError and xmlrpc's Error."""
     from supervisor.xmlrpc import SupervisorTransport
 
     transport = SupervisorTransport(serverurl=f"unix://{_socket(folder)}")
-    return ServerProxy("http://127.0.0.1", transport=transport).supervisor
+    try:
+        yield ServerProxy("http://127.0.0.1", transport=transport).supervisor
+    finally:
+        transport.close()
