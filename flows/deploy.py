@@ -102,27 +102,27 @@ def deploy(recipe: Recipe, pool: str, schedule: Schedule, watching: Schedule, ti
     A run that takes longer than `timeout` seconds is cancelled. `notify` is a block KIND/NAME, of a webhook or one that notifies: it is told when a run fails, crashes or takes too long.
     """
     from prefect.client.orchestration import get_client
+    from prefect.exceptions import ObjectNotFound
 
     schedules, looks = schedule.make(), watching.make()
     with get_client(sync_client=True) as client:
+        try:
+            client.read_work_pool(pool)
+        except ObjectNotFound:
+            raise InputError(f"there is no work pool {pool!r}: `warmstart up` makes one, or `prefect work-pool create {pool} --type process`") from None
         told = _block(client, notify) if notify else None
-        made = {}
+        made = []
         for planned in plan(recipe):
-            name, key = _apply(client, planned, recipe, pool, schedules if planned.scheduled else looks if planned.watched else [], paused)
-            made[name] = key
+            name, key = _apply(planned, recipe, pool, schedules if planned.scheduled else looks if planned.watched else [], paused)
+            made.append(name)
             _automate(client, name, key, timeout, told)
-    return list(made)
+    return made
 
 
-def _apply(client: Any, planned: Planned, recipe: Recipe, pool: str, schedules: list[Any], paused: bool) -> tuple[str, Any]:
+def _apply(planned: Planned, recipe: Recipe, pool: str, schedules: list[Any], paused: bool) -> tuple[str, Any]:
     from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
     from prefect.deployments.runner import RunnerDeployment
-    from prefect.exceptions import ObjectNotFound
 
-    try:
-        client.read_work_pool(pool)
-    except ObjectNotFound:
-        raise InputError(f"there is no work pool {pool!r}: `warmstart up` makes one, or `prefect work-pool create {pool} --type process`") from None
     one = RunnerDeployment.from_entrypoint(
         planned.entrypoint,
         planned.name,

@@ -11,7 +11,7 @@ from typing import Any
 from flows import tables
 from ml.contracts import InputError
 from ml.evaluation import plain
-from tasks.tracking import database, listing
+from tasks.tracking import database, history, listing
 from tasks.tracking.lineage import lineage as lineage_of
 
 Found = tuple[dict[str, Any], Callable[[], None]]
@@ -59,7 +59,7 @@ def compare(names: list[str], html: Path | None) -> Found:
 
     looked = side_by_side.look(names)
     found = side_by_side.compare(looked)
-    labels = side_by_side.short([one["run_id"] for one in found["runs"]])
+    labels = history.short([one["run_id"] for one in found["runs"]])
     if html is not None:
         from ml.comparison_page import render
 

@@ -80,7 +80,8 @@ def status(as_json: AsJson = False, env: Annotated[bool, typer.Option("--env", h
     from mlflow_server import in_use, services
 
     if env:
-        for name, value in (in_use.read() or {"clients": {}})["clients"].items():
+        found = in_use.read()
+        for name, value in found["clients"].items() if found and not found.get("down") else ():
             typer.echo(f"export {name}={shlex.quote(value)}")
         return
     found = services.status()

@@ -20,10 +20,9 @@ KEPT = 1000
 """Rows of a reference, at most."""
 
 
-def of_rows(predictor: Predictor, rows: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """By name, inputs (N, D) and predictions (N, K) float32 of stored rows."""
-    found = {INPUTS: _embedder(predictor).embed_arrays(primary(rows))}
-    return found | _predictions(predictor, predictor.answers(rows))
+def of_rows(predictor: Predictor, rows: Mapping[str, Any], answers: Sequence[Any]) -> dict[str, np.ndarray]:
+    """By name, inputs (N, D) and predictions (N, K) float32 of stored rows and what was told of them."""
+    return {INPUTS: _embedder(predictor).embed_arrays(primary(rows))} | _predictions(predictor, answers)
 
 
 def of_values(predictor: Predictor, values: Sequence[Any]) -> dict[str, np.ndarray]:
@@ -34,9 +33,9 @@ def of_values(predictor: Predictor, values: Sequence[Any]) -> dict[str, np.ndarr
     return {INPUTS: frame.to_numpy(np.float32)} | _predictions(predictor, answers)
 
 
-def chosen(rows: np.ndarray, seed: int) -> np.ndarray:
-    """At most KEPT of the rows, in order."""
-    return np.sort(np.random.default_rng(seed).permutation(rows)[:KEPT])
+def chosen(count: int, seed: int) -> np.ndarray:
+    """The places of at most KEPT of `count` rows, in order."""
+    return np.sort(np.random.default_rng(seed).permutation(count)[:KEPT])
 
 
 def save(path: Path, found: Mapping[str, np.ndarray]) -> None:

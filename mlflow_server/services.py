@@ -26,7 +26,7 @@ from ml.contracts import InputError
 from mlflow_server import credentials, in_use, postgresql, prefect_app, supervision
 from mlflow_server.bound import mark, sweep
 from mlflow_server.tracking import EVERYWHERE, Server, bracketed, loopback, names
-from tasks.tracking.database import file_lock
+from tasks.tracking.database import file_lock, private_folder
 
 READY = 240.0  # seconds for all to answer; tables are made and migrated at the first start
 FAILING = 20.0  # seconds in which a service that ended at once is started again, before we give up waiting for it
@@ -52,7 +52,7 @@ class Wanted:
 def up(wanted: Wanted, say: Callable[[str], None], foreground: bool = False) -> dict[str, Any]:
     """Starts the group if it does not run, waits until it answers, and gives its status. Raises InputError."""
     folder = in_use.folder()
-    with file_lock(supervision.private() / "ports.lock"):  # until they are taken: two groups that start at once do not choose the same
+    with file_lock(private_folder() / "ports.lock"):  # until they are taken: two groups that start at once do not choose the same
         with _alone(folder):
             before = in_use.read()
             if before and supervision.running(folder):
@@ -126,7 +126,7 @@ def _group(folder: Path, wanted: Wanted, before: dict[str, Any] | None, say: Cal
         "prefect": _program(_prefect_command(wanted.host, prefect_port), _prefect(folder, wanted, prefect_port, prefect, token), after=after, probe=f"{url}:{prefect_port}/api/health"),
         "worker": _program(
             [sys.executable, "-m", "mlflow_server.worker", POOL, str(wanted.runs), str(health_port)],
-            {**clients, **QUIET, "PREFECT_HOME": str(folder / "prefect"), "PREFECT_RUNNER_HEARTBEAT_FREQUENCY": "30"},
+            {**clients, "PREFECT_HOME": str(folder / "prefect"), "PREFECT_RUNNER_HEARTBEAT_FREQUENCY": "30"},
             after=[_asking(f"{url}:{prefect_port}/api/health"), _asking(f"{url}:{mlflow_port}/health")],
             probe=f"http://127.0.0.1:{health_port}/health",
             grace=25.0,  # a run that is asked to end makes a checkpoint, within 20 s

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -17,6 +16,7 @@ from typing import Any
 from xmlrpc.client import Error, ServerProxy
 
 from mlflow_server import bound, credentials
+from tasks.tracking import database
 
 BOUND = Path(bound.__file__)
 STOPPING = 90.0  # seconds for all services to end, one after another
@@ -138,16 +138,7 @@ def _socket(folder: Path) -> Path:
     """In the folder, or where that is too deep for a socket's path (107 characters) in a private one with a short name."""
     if len(str(folder)) < 80:
         return folder / "supervisor.sock"
-    return private() / f"{hashlib.sha256(str(folder).encode()).hexdigest()[:16]}.sock"
-
-
-def private() -> Path:
-    """A folder of this user alone, with a short name."""
-    found = Path(tempfile.gettempdir()) / f"warmstart-{os.getuid()}"
-    found.mkdir(mode=0o700, exist_ok=True)
-    if found.lstat().st_uid != os.getuid() or found.lstat().st_mode & 0o077:
-        raise PermissionError(1, f"{found} is somebody else's or open to others")
-    return found
+    return database.private_folder() / f"{hashlib.sha256(str(folder).encode()).hexdigest()[:16]}.sock"
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from mlflow_server import in_use
+from mlflow_server.tracking import Server
 from tasks.tracking.database import with_driver
 
 
@@ -38,7 +39,7 @@ def main(arguments: list[str]) -> None:
         return
     from mlflow_server import backup
 
-    users = in_use.folder() / "users.db"
+    users = (in_use.folder() if in_use.read() else Server().folder) / "users.db"
     done = (backup.backup if given.command == "backup" else backup.restore)(given.folder.resolve(), database, artifacts, users, _say)
     print(f"{given.folder}: {len(done['files']):,} files, of {done['time']}")
 

@@ -45,7 +45,7 @@ def compare(runs: list[Look]) -> dict[str, Any]:
 
 def curves(runs: list[Look]) -> dict[str, dict[str, tuple[list[float], list[float]]]]:
     """The runs' curves over each other, {panel: {runs: (steps, values)}}: runs that share a training share a line."""
-    labels = short([one.run.info.run_id for one in runs])
+    labels = history.short([one.run.info.run_id for one in runs])
     chosen = {(one.recipe.get("finetuning") or {}).get("metric") or _content(one.stages, "evaluate", "evaluation.json").get("primary") for one in runs}
     wanted = {*CURVES, *(f"validation/{metric}" for metric in chosen)}
     panels: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
@@ -61,12 +61,6 @@ def curves(runs: list[Look]) -> dict[str, dict[str, tuple[list[float], list[floa
                     title = f"{words}: {metric.replace('/', ' ').replace('_', ' ')}"
                     panels.setdefault(title, {})[" and ".join(dict.fromkeys(named))] = history.curve(made, metric)
     return panels
-
-
-def short(ids: list[str]) -> list[str]:
-    """The beginnings of run ids that tell them apart."""
-    length = next(length for length in range(history.SHORT, 33) if length == 32 or len({one[:length] for one in ids}) == len(set(ids)))
-    return [one[:length] for one in ids]
 
 
 def _described(run: Run, steps: Mapping[str, Stage]) -> dict[str, Any]:

@@ -55,13 +55,13 @@ def evaluate(
     def body(stage: StageRun) -> dict:
         store, rows = Store.open(Path(dataset.path)), read_split(splits)
         stage.log_input(recipe.name, store.digest, "testing", len(rows.test))
-        result, drawn, scores_NS = _measure(stage, store, rows, model, baseline, classical, recipe)
+        result, drawn, scores_NS, reference = _measure(stage, store, rows, model, baseline, classical, recipe)
         np.save(stage.workdir / SCORES, scores_NS, allow_pickle=False)
         stage.log_artifact(stage.workdir / SCORES)
         # What scores are measured against, so that two runs can be compared where the data are not at hand.
         np.savez(stage.workdir / TRUTH, targets=store.targets(rows.test), groups=store.table["group"].to_numpy()[rows.test])
         stage.log_artifact(stage.workdir / TRUTH)
-        observed.save(stage.workdir / REFERENCE, observed.of_rows(Predictor.load(fetch(model.stage.run_id, "model"), device_of(recipe.compute)), store.rows(observed.chosen(rows.test, recipe.seed))))
+        observed.save(stage.workdir / REFERENCE, reference)
         stage.log_artifact(stage.workdir / REFERENCE)
         content = result.to_dict() | {"seen_in_pretraining": seen(store, rows, backbone)}
         stage.log_json(content, "evaluation.json")
@@ -94,8 +94,8 @@ def read_scores(report: ReportRef) -> np.ndarray:
 
 def _measure(
     stage: StageRun, store: Store, rows: Split, model: ModelRef, baseline: ModelRef | None, classical: ClassicalRef | None, recipe: Recipe
-) -> tuple[Evaluation, Callable[[dict[str, Any]], dict[str, Figure]], np.ndarray]:
-    """The evaluation, what draws its details, and the scores (N, S) of the model."""
+) -> tuple[Evaluation, Callable[[dict[str, Any]], dict[str, Figure]], np.ndarray, Mapping[str, np.ndarray]]:
+    """The evaluation, what draws its details, the scores (N, S) of the model, and what later rows are compared with."""
     device, truth = device_of(recipe.compute), store.rows(rows.test)
     folder = fetch(model.stage.run_id, "model")
     predictor = Predictor.load(folder, device)
@@ -128,7 +128,9 @@ def _measure(
         confidence=recipe.evaluation.confidence,
         seed=recipe.seed,
     )
-    return measured, head.pictures, scores["model"]
+    kept = observed.chosen(len(rows.test), recipe.seed)
+    reference = observed.of_rows(predictor, store.rows(rows.test[kept]), [answers["model"][row] for row in kept])
+    return measured, head.pictures, scores["model"], reference
 
 
 def exported(stage: StageRun, folder: Path, int8: bool) -> Path:

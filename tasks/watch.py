@@ -25,7 +25,7 @@ from tasks.tracking import database, flow_run, lineage, parent, registry, runs
 from tasks.tracking.artifacts import fetch
 
 EVALUATION = "warmstart.evaluation"
-LATEST = 5000
+LATEST = observed.KEPT
 """Sampled rows that are read, at most: the latest."""
 
 
@@ -49,9 +49,9 @@ def observe(recipe: Recipe, samples: str, days: float, level: float, bound: floa
     # As many tests as comparisons: the level of the whole is that of one.
     drifted = [one for one in found if one.found(level / len(found), bound)]
     source = recipe.data.source.make().fingerprint()
-    known = _trained_on(champion)
+    new_data = _trained_on(champion) not in (None, source)
     reasons = [f"{one.name} have drifted: p {one.p:.3g} at level {level:g} for {len(found)} tests, told apart with an AUC of {one.auc:.2f} (bound {bound:g})" for one in drifted]
-    reasons += ["the data have changed since the champion was trained"] if known is not None and known != source else []
+    reasons += ["the data have changed since the champion was trained"] if new_data else []
     told = {
         "model": champion.uri,
         "rows": rows,
@@ -60,7 +60,7 @@ def observe(recipe: Recipe, samples: str, days: float, level: float, bound: floa
         "level": level,
         "bound": bound,
         "comparisons": [one.to_dict() for one in found],
-        "new_data": known is not None and known != source,
+        "new_data": new_data,
         "reasons": reasons,
         "key": hashlib.sha256(json.dumps([champion.uri, source, sorted(one.name for one in drifted)]).encode()).hexdigest(),
         "note": "" if found else f"{rows} usable rows were served in {days:g} days, and {tested} tested: {drift.LEAST} or more of each are needed to tell a drift",
@@ -97,7 +97,7 @@ def _trained_on(champion: registry.Version) -> str | None:
 def _record(recipe: Recipe, champion: registry.Version, told: dict[str, Any], figures: dict[str, Any]) -> str:
     """A run in MLflow with the comparison's figures and pictures; gives its address."""
     metrics = {f"drift/{one['name']}/{value}": one[value] for one in told["comparisons"] for value in ("p", "auc", "discrepancy")}
-    with runs.single(f"{recipe.name}-watch", "watch", {"warmstart.model": champion.uri, **flow_run.tags()}) as run:
+    with runs.single(f"{recipe.name}-watch", "watch", "watch", {"warmstart.model": champion.uri, **flow_run.tags()}) as run:
         parent.describe(run, {"model": champion.uri, "level": told["level"], "bound": told["bound"], "days": told["days"]}, metrics | {"rows": told["rows"], "reasons": len(told["reasons"])}, {})
         for name, figure in figures.items():
             database.retry(database.client().log_figure, run.run_id, figure, f"pictures/{name}.png")

@@ -5,12 +5,10 @@ Importing what a command needs takes seconds. So its processes are forked from o
 for the installed command itself.
 """
 
-import json
 import multiprocessing
 import multiprocessing.forkserver
 import os
 import secrets
-import signal
 import subprocess
 import sys
 import uuid
@@ -26,6 +24,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))  # processes and tests import flow_processes, made and toy by their names
 
 import flow_processes
+from commands import Done, Running
 from made import HEADS_WITHOUT_CLASSES, TEXT, draw, write_recipe, write_texts
 
 from flows.session import QUIET
@@ -89,55 +88,6 @@ def shared_data() -> Path:
     if not SHARED.is_dir():
         pytest.skip("needs ../shared/data, which this machine does not have")
     return SHARED
-
-
-@dataclass(frozen=True)
-class Done:
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def result(self) -> dict:
-        """What it printed, which must be one JSON object, as `run --json` does."""
-        assert self.code == 0, self.err
-        return json.loads(self.out, parse_constant=lambda word: pytest.fail(f"{word} in JSON"))
-
-    def refused(self, words: list[str]) -> None:
-        """Checks that it ended with exit code 2 and one message that holds the words."""
-        assert self.code == 2, (self.code, self.err)
-        assert self.out == ""
-        assert "Traceback" not in self.err
-        assert [line[:6] for line in self.err.splitlines() if "error" in line.lower()[:20]] == ["error:"], self.err
-        for word in words:
-            assert word in self.err[self.err.index("error:") :], (word, self.err)
-
-
-class Running:
-    """A command that runs in a process of its own, or has ended."""
-
-    def __init__(self, process, output: Path, errors: Path):
-        self.process, self._output, self._errors = process, output, errors
-
-    @property
-    def out(self) -> str:
-        return self._output.read_text() if self._output.exists() else ""
-
-    @property
-    def err(self) -> str:
-        return self._errors.read_text() if self._errors.exists() else ""
-
-    def signal(self, number: signal.Signals) -> None:
-        os.kill(self.process.pid, number)
-
-    def wait(self, seconds: float = 240) -> Done:
-        self.process.join(seconds)
-        if self.process.exitcode is None:
-            self.process.kill()
-            pytest.fail(f"the command did not end in {seconds} s; it said:\n{self.err}")
-        return Done(self.process.exitcode, self.out, self.err)
 
 
 def clean_environment() -> dict[str, str]:

@@ -10,6 +10,7 @@ import fcntl
 import logging
 import os
 import sqlite3
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -117,13 +118,18 @@ def experiment(name: str) -> str:
 
 def experiments() -> dict[str, str]:
     """The names of all experiments by their ids."""
-    found, token = {}, None
+    return {one.experiment_id: one.name for one in pages(client().search_experiments)}
+
+
+def pages(search: Callable[..., Any], *args: Any, **kwargs: Any) -> Iterator[Any]:
+    """All that one of the client's searches finds, page after page."""
+    token = None
     while True:
-        page = retry(client().search_experiments, page_token=token)
-        found |= {one.experiment_id: one.name for one in page}
+        page = retry(search, *args, page_token=token, **kwargs)
+        yield from page
         token = page.token
         if not token:
-            return found
+            return
 
 
 def retry(call: Callable[..., T], *args: Any, patience: float = 60.0, **kwargs: Any) -> T:
@@ -171,6 +177,15 @@ def file_lock(path: Path) -> Iterator[None]:
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def private_folder() -> Path:
+    """A folder of this user alone, the same for all processes of this host: for locks and sockets. Raises PermissionError where it is somebody else's."""
+    found = Path(tempfile.gettempdir()) / f"warmstart-{os.getuid()}"
+    found.mkdir(mode=0o700, exist_ok=True)
+    if found.lstat().st_uid != os.getuid() or found.lstat().st_mode & 0o077:
+        raise PermissionError(1, f"{found} is somebody else's or open to others")
+    return found
 
 
 def _settle_environment() -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -99,17 +100,8 @@ def newest(experiment: str, limit: int) -> list[Run]:
     chosen = [number for number, name in names.items() if experiment in ("", name)]
     if not chosen:
         raise InputError(f"there is no experiment {experiment!r}. Known: {', '.join(sorted(names.values()))}.")
-    found: list[Run] = []
-    token = None
-    while len(found) < limit:
-        page = database.retry(
-            database.client().search_runs, chosen, PIPELINE, max_results=min(1000, limit - len(found)), order_by=["attributes.start_time DESC"], page_token=token
-        )
-        found += page
-        token = page.token
-        if not token:
-            break
-    return found
+    found = database.pages(database.client().search_runs, chosen, PIPELINE, max_results=min(1000, limit), order_by=["attributes.start_time DESC"])
+    return list(islice(found, limit))
 
 
 def stages(pipeline: Run) -> dict[str, Stage]:
@@ -225,13 +217,13 @@ def _unknown_version(name: str, model: str) -> str:
 
 def names() -> list[str]:
     """The registered models."""
-    found, token = [], None
-    while True:
-        page = database.retry(database.client().search_registered_models, page_token=token)
-        found += [one.name for one in page]
-        token = page.token
-        if not token:
-            return sorted(found)
+    return sorted(one.name for one in database.pages(database.client().search_registered_models))
+
+
+def short(ids: Sequence[str]) -> list[str]:
+    """The beginnings of run ids that tell them apart."""
+    length = next(length for length in range(SHORT, 33) if length == 32 or len({one[:length] for one in ids}) == len(set(ids)))
+    return [one[:length] for one in ids]
 
 
 def _named(found: list[Run]) -> str:

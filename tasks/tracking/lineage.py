@@ -37,14 +37,13 @@ def lineage(name: str) -> dict[str, Any]:
 def _of_version(one: registry.Version, seen: frozenset[str]) -> dict[str, Any]:
     made = history.get(one.run_id)
     pipeline = history.get(made.data.tags.get(PARENT)) if made else None
-    found = database.retry(database.client().get_model_version, one.name, str(one.version))
     moved = registry.moved_by_hand(one.name)
     told = {
         "uri": one.uri,
         "name": one.name,
         "version": one.version,
         "aliases": sorted(one.aliases),
-        "created": history.moment(found.creation_timestamp),
+        "created": history.moment(one.created),
         **_pipeline(pipeline, made),
         "steps": [],
         "history": [entry | {"time": history.moment(1000 * entry["time"])} for entry in registry.audit(one.name) if one.version in (entry["from"], entry["to"])],

@@ -17,10 +17,8 @@ if TYPE_CHECKING:
 def pipelines(experiment: str, limit: int) -> dict[str, Any]:
     """The newest pipeline runs, with what each came to."""
     found = history.newest(experiment, limit)
-    length = history.SHORT
-    while len({one.info.run_id[:length] for one in found}) < len(found):
-        length += 1
-    return {"runs": [{"id": one.info.run_id[:length], **described(one)} for one in found]}
+    names = history.short([one.info.run_id for one in found])
+    return {"runs": [{"id": name, **described(one)} for name, one in zip(names, found, strict=True)]}
 
 
 def described(run: Run) -> dict[str, Any]:
@@ -62,13 +60,12 @@ def _model(name: str, whole: bool) -> dict[str, Any]:
 
 
 def _version(one: registry.Version) -> dict[str, Any]:
-    found = database.retry(database.client().get_model_version, one.name, str(one.version))
     passed = one.tags.get("warmstart.passed")
     return {
         "version": one.version,
         "uri": one.uri,
         "aliases": sorted(one.aliases),
-        "created": history.moment(found.creation_timestamp),
+        "created": history.moment(one.created),
         "passed": None if passed is None else passed == "true",
         "score": _score(one.tags),
     }

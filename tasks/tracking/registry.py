@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
 import tempfile
 import time
@@ -52,6 +51,8 @@ class Version:
     run_id: str
     aliases: tuple[str, ...]
     tags: Mapping[str, str]
+    created: int
+    """Milliseconds since 1970."""
 
     @property
     def uri(self) -> str:
@@ -107,14 +108,7 @@ def version(name: str, number: int | str) -> Version:
 
 def everything() -> list[ModelVersion]:
     """All versions of all registered models."""
-    found: list[Any] = []
-    token = None
-    while True:
-        page = database.retry(database.client().search_model_versions, "", max_results=1000, page_token=token)
-        found += page
-        token = page.token
-        if not token:
-            return found
+    return list(database.pages(database.client().search_model_versions, "", max_results=1000))
 
 
 def champion(name: str, alias: str = "champion", patience: float = 60.0) -> Version | None:
@@ -308,7 +302,7 @@ def _sums(root: str) -> str:
 
 
 def _version(found: ModelVersion) -> Version:
-    return Version(found.name, int(found.version), found.run_id or "", tuple(found.aliases), dict(found.tags))
+    return Version(found.name, int(found.version), found.run_id or "", tuple(found.aliases), dict(found.tags), found.creation_timestamp)
 
 
 def _shared() -> bool:
@@ -324,7 +318,5 @@ def _locked(name: str) -> Iterator[None]:
     import mlflow
 
     mark = hashlib.sha256(f"{mlflow.get_registry_uri()}\n{name}".encode()).hexdigest()[:24]
-    folder = Path(tempfile.gettempdir()) / f"warmstart-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    with database.file_lock(folder / f"registry-{mark}.lock"):
+    with database.file_lock(database.private_folder() / f"registry-{mark}.lock"):
         yield

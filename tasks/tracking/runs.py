@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tasks.tracking import database, lease
 
@@ -38,27 +38,18 @@ class PipelineRun:
 @contextmanager
 def pipeline_run(recipe_name: str, recipe_yaml: str, seed: int = 0, tags: Mapping[str, str] | None = None) -> Iterator[PipelineRun]:
     """A new parent run in the experiment `recipe_name`, with `tags`: RUNNING inside the block, then FINISHED, FAILED or KILLED."""
-    experiment_id = database.experiment(recipe_name)
-    reconcile(experiment_id)
-    mine = lease.Lease.mine()
-    run = create_run(experiment_id, recipe_name, {**(tags or {}), "warmstart.kind": "pipeline", "warmstart.seed": str(seed), lease.TAG: mine.dump()})
-    run_id = run.info.run_id
-    heartbeat = lease.Heartbeat(run_id, mine)
-    try:
-        database.retry(database.client().log_text, run_id, recipe_yaml, "recipe.yaml")
-        yield PipelineRun(run_id, experiment_id, recipe_name)
-    except BaseException as error:
-        end(run_id, heartbeat, error)
-        raise
-    end(run_id, heartbeat)
+    with single(recipe_name, "pipeline", recipe_name, {**(tags or {}), "warmstart.seed": str(seed)}) as run:
+        database.retry(database.client().log_text, run.run_id, recipe_yaml, "recipe.yaml")
+        yield run
 
 
 @contextmanager
-def single(experiment: str, kind: str, tags: Mapping[str, str]) -> Iterator[PipelineRun]:
-    """A run of its own in an experiment, of work that is neither a pipeline nor a stage: RUNNING inside the block, then FINISHED, FAILED or KILLED."""
+def single(experiment: str, kind: str, name: str, tags: Mapping[str, str]) -> Iterator[PipelineRun]:
+    """A new run of that kind in an experiment, below no other: RUNNING inside the block, then FINISHED, FAILED or KILLED. Closes those whose process is gone."""
     experiment_id = database.experiment(experiment)
+    reconcile(experiment_id)
     mine = lease.Lease.mine()
-    run_id = create_run(experiment_id, kind, {**tags, "warmstart.kind": kind, lease.TAG: mine.dump()}).info.run_id
+    run_id = create_run(experiment_id, name, {**tags, "warmstart.kind": kind, lease.TAG: mine.dump()}).info.run_id
     heartbeat = lease.Heartbeat(run_id, mine)
     try:
         yield PipelineRun(run_id, experiment_id, experiment)
@@ -129,14 +120,7 @@ def create_run(experiment_id: str, name: str, tags: dict[str, str]) -> Run:
 
 def search(experiment_ids: list[str], condition: str, order: str = "attributes.start_time ASC") -> list[Run]:
     """All runs that meet the condition."""
-    found: list[Any] = []
-    token = None
-    while True:
-        page = database.retry(database.client().search_runs, experiment_ids, condition, order_by=[order], page_token=token)
-        found += page
-        token = page.token
-        if not token:
-            return found
+    return list(database.pages(database.client().search_runs, experiment_ids, condition, order_by=[order]))
 
 
 def everywhere(deleted: bool = False) -> list[Run]:
@@ -144,16 +128,9 @@ def everywhere(deleted: bool = False) -> list[Run]:
     from mlflow.entities import ViewType
 
     client = database.client()
-    experiments = [one.experiment_id for one in database.retry(client.search_experiments, ViewType.ALL)]
-    found: list[Any] = []
-    token = None
-    while experiments:
-        page = database.retry(client.search_runs, experiments, "", run_view_type=ViewType.DELETED_ONLY if deleted else ViewType.ACTIVE_ONLY, page_token=token)
-        found += page
-        token = page.token
-        if not token:
-            break
-    return found
+    experiments = [one.experiment_id for one in database.pages(client.search_experiments, ViewType.ALL)]
+    kind = ViewType.DELETED_ONLY if deleted else ViewType.ACTIVE_ONLY
+    return list(database.pages(client.search_runs, experiments, "", run_view_type=kind)) if experiments else []
 
 
 @cache
