@@ -28,7 +28,10 @@ ROOT = Path(__file__).resolve().parents[2]
 def folder(tmp_path, finished, monkeypatch):
     """A copy of a finished run's folder, whose artifacts lie in its own place, and which this process uses."""
     target = tmp_path / "team"
-    shutil.copytree(finished.folder, target)
+    shutil.copytree(finished.folder, target, ignore=shutil.ignore_patterns("mlflow.db*"))
+    # Not as a file: closing one that this process has open as a database ends SQLite's locks on it, and others remove its log.
+    with closing(sqlite3.connect(finished.folder / "mlflow.db")) as source, closing(sqlite3.connect(target / "mlflow.db")) as records:
+        source.backup(records)
     with closing(sqlite3.connect(target / "mlflow.db")) as records, records:
         for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri"), ("model_versions", "source"), ("model_versions", "storage_location"), ("logged_models", "artifact_location")):
             records.execute(f"update {table} set {column} = replace({column}, ?, ?)", (str(finished.folder), str(target)))
