@@ -174,9 +174,8 @@ def promote(
     from tasks.tracking import database, registry
 
     database.prepare()
-    now = registry.champion(model)
-    found = registry.promote(model, version, now.version if now else None, {"reason": reason})
-    typer.echo(f"{found.uri} is the champion of {model}{f', in place of version {now.version}' if now else ''}")
+    before, found = registry.move(model, version, reason)
+    typer.echo(f"{found.uri} is the champion of {model}{f', in place of version {before.version}' if before else ''}")
 
 
 @app.command()
@@ -188,7 +187,7 @@ def rollback(
     from tasks.tracking import database, registry
 
     database.prepare()
-    found = registry.rollback(model, {"reason": reason})
+    _, found = registry.move(model, None, reason)
     typer.echo(f"{found.uri} is the champion of {model} again")
 
 

@@ -21,8 +21,7 @@ from ml.predictor import Predictor
 from ml.recipe import Compute
 from tasks import collector
 from tasks.stage import TASK
-from tasks.tracking import flow_run
-from tasks.tracking.artifacts import fetch
+from tasks.tracking import flow_run, registry
 from tasks.tracking.database import prepare
 from tasks.tracking.versions import pinned
 
@@ -55,10 +54,10 @@ def score(model_uri: str, inputs: list[str], output: str, batch_size: int, colum
     prepare()
     collector.resume()
     version = pinned(model_uri)
-    folder, made_by = fetch(version, "artifacts/model"), version if engine == "torch" else f"{version} {engine}"
+    folder, made_by = registry.files(version) / "artifacts" / "model", version.uri if engine == "torch" else f"{version.uri} {engine}"
     elsewhere = engines.data(compute)
     if elsewhere:
-        return {"model": version, **elsewhere.score(folder, engine, made_by, inputs, Path(output), batch_size, column, compute)}
+        return {"model": version.uri, **elsewhere.score(folder, engine, made_by, inputs, Path(output), batch_size, column, compute)}
     with nullcontext() if engine == "torch" else Graph(folder, torch.get_num_threads(), engine) as graph:
         predictor = Predictor.load(folder, device_of(compute), graph)
-        return {"model": version, **scoring.score(predictor, made_by, inputs, Path(output), batch_size, column)}
+        return {"model": version.uri, **scoring.score(predictor, made_by, inputs, Path(output), batch_size, column)}

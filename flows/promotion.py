@@ -7,7 +7,6 @@ from typing import Any
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
-from ml.contracts import InputError
 from tasks.tracking import database, flow_run, registry
 
 
@@ -27,13 +26,7 @@ def rollback(model: str, reason: str = "by hand") -> dict[str, Any]:
 def move(model: str, version: int | None, reason: str) -> dict[str, Any]:
     """Moves the alias to the version, or back to the previous one; gives which it was and is."""
     database.prepare()
-    now = registry.champion(model)
-    if version is None:
-        found = registry.rollback(model, {"reason": reason})
-    elif version < 1:
-        raise InputError(f"version {version} of {model}: versions are counted from 1")
-    else:
-        found = registry.promote(model, version, now.version if now else None, {"reason": reason})
-    moved = {"model": found.uri, "before": now.uri if now else None}
+    before, found = registry.move(model, version, reason)
+    moved = {"model": found.uri, "before": before.uri if before else None}
     flow_run.summarise(f"{model}-champion", f"# {flow_run.plain(found.uri)} is the champion\n\n{flow_run.table(moved | {'reason': reason})}\n")
     return moved

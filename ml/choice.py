@@ -40,7 +40,10 @@ class Choice(BaseModel):
             return value
         value = dict(value)
         name = value["name"].value if isinstance(value["name"], enum.Enum) else str(value["name"])
-        options = dict(value.get("options") or {})
+        given = value.get("options")
+        if given is not None and not isinstance(given, Mapping):
+            raise ValueError(f"options: expected a mapping of names to values, found {given!r}")
+        options = dict(given or {})
         table = cls.table()
         if name not in table and ":" in name and name.split(":")[0] in table:
             name, argument = name.split(":", 1)

@@ -39,6 +39,8 @@ class Folder:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         text = os.fspath(path)
+        if "\0" in text:
+            raise InputError(f"the path {text!r} holds a null character")
         self.remote = is_remote(text)
         if self.remote:
             self._fs, root = _filesystem(text)
@@ -85,6 +87,8 @@ class Folder:
             raise InputError(f"cannot open {self.root}/{path}: {error.strerror or error}") from None
 
     def _read_local(self, path: str) -> Raw:
+        if "\0" in path:
+            return Raw(None, "a path with a null character")
         full = os.path.realpath(os.path.join(self.root, path))  # noqa: PTH118
         if not full.startswith(self.root.rstrip("/") + "/"):
             return Raw(None, "a path that leads out of the folder")

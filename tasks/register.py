@@ -135,7 +135,7 @@ def _judge(stage: StageRun, name: str, folder: Path, dataset: DatasetRef, splits
         store, rows = Store.open(Path(dataset.path)), read_split(splits)
         device = device_of(recipe.compute)
         challenger, rival = Predictor.load(folder, device), registry.champion(name)
-        champion = Predictor.load(fetch(rival.uri, "artifacts/model"), device) if rival else None
+        champion = Predictor.load(registry.files(rival) / "artifacts" / "model", device) if rival else None
         seconds = _seconds([one for one in (challenger, champion) if one], _raw(recipe, store, rows.test[:TIMED]))
         head, truth = challenger.model.head, store.rows(rows.test)
         verdict = gate.verdict(

@@ -38,7 +38,7 @@ def observe(recipe: Recipe, samples: str, days: float, level: float, bound: floa
     champion = registry.champion(name)
     if champion is None:
         raise InputError(f"{name} has no champion to watch: run the pipeline first (`warmstart run`)")
-    predictor = Predictor.load(fetch(champion.uri, "artifacts/model"))
+    predictor = Predictor.load(registry.files(champion) / "artifacts" / "model")
     reference = observed.load(fetch(champion.tags[EVALUATION], REFERENCE)) if EVALUATION in champion.tags else {}
     if not reference:
         raise InputError(f"{champion.uri} has no reference to compare with: it was registered by an older Warmstart. Run the pipeline again.")

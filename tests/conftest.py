@@ -327,7 +327,10 @@ def text_model(tmp_path_factory) -> TextModel:
 
 @dataclass(frozen=True)
 class Finished:
-    """A folder in which the recipe `tiny` was run once, and what that printed. Tests look at it, or run further in it."""
+    """A folder in which the recipe `tiny` was run once, and what that printed.
+
+    Tests look at it, or run further in it under other names: those that move the champion have a folder of their own.
+    """
 
     folder: Path
     done: Done
@@ -341,9 +344,20 @@ class Finished:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory, warmstart, tiny) -> Finished:
-    folder = tmp_path_factory.mktemp("finished")
-    return Finished(folder, warmstart(folder, "run", tiny, "--json"))
+def finish(tmp_path_factory, warmstart, tiny):
+    """Runs the recipe `tiny` once in a new folder."""
+
+    def finish() -> Finished:
+        folder = tmp_path_factory.mktemp("finished")
+        return Finished(folder, warmstart(folder, "run", tiny, "--json"))
+
+    return finish
+
+
+@pytest.fixture(scope="session")
+def finished(finish) -> Finished:
+    """What all tests of a session share."""
+    return finish()
 
 
 @pytest.fixture(scope="session")

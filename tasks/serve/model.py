@@ -17,7 +17,6 @@ from ml.predictor import Embedder, Predictor, values_of
 from ml.recipe import Compute
 from tasks.serve.metrics import Metrics
 from tasks.tracking import database, registry, scoring_protocol
-from tasks.tracking.artifacts import fetch
 from tasks.tracking.versions import pinned
 
 EXAMPLE = "serving_input_example.json"
@@ -44,8 +43,7 @@ class Loaded:
     @classmethod
     def load(cls, version: registry.Version, threads: int) -> Loaded:
         """Fetches the version, compares its files with those that were registered, loads it and lets it answer its example; raises InputError."""
-        folder = fetch(version.uri)
-        registry.verify(version, folder)
+        folder = registry.files(version)
         inside = folder / "artifacts" / "model"  # of a registered model; a backbone lies bare
         made = predictor.load(inside if inside.is_dir() else folder, device_of(Compute(threads=threads)))
         loaded = cls(version, made, scoring_protocol.schema(made.modality.fields, made.modality.column_type))
@@ -82,10 +80,11 @@ class LiveModel:
 
     def __init__(self, model: str, metrics: Metrics, threads: int = 0):
         """Loads what `models:/NAME@ALIAS` or `models:/NAME/VERSION` names; raises InputError."""
-        self.name, number = pinned(model).removeprefix("models:/").split("/")
+        version = pinned(model)
+        self.name = version.name
         self.uri, self.alias, self.problem = model, model.partition("@")[2], ""
         self._metrics, self._threads = metrics, threads
-        self.current = Loaded.load(registry.version(self.name, number), threads)
+        self.current = Loaded.load(version, threads)
         metrics.serves(self.current.version)
         self._failed: tuple[int, int, float] = (0, 0, 0.0)  # version, tries, when it may be tried again
         self._stop = threading.Event()

@@ -55,6 +55,14 @@ def resolve_weights(uri: str) -> Path:
     raise InputError(f"{uri} holds no backbone.safetensors. Name the run of a pretraining, or a registered backbone.")
 
 
+def discard(folder: Path) -> bool:
+    """Removes what `fetch` downloaded, so that it is downloaded anew; False for what lies in the store itself."""
+    downloaded = folder.resolve().is_relative_to(_downloads())
+    if downloaded:
+        shutil.rmtree(folder.parent)
+    return downloaded
+
+
 def local_folder(uri: str) -> Path | None:
     """The folder behind an artifact URI of this machine's file system, None for one that a server or a bucket holds."""
     parsed = urlparse(uri)
@@ -125,12 +133,16 @@ def _version_root(uri: str) -> str:
         raise InputError(f"{uri} is not in the registry: {database.first_line(error)}. Expected models:/NAME@ALIAS or models:/NAME/VERSION.") from None
 
 
+def _downloads() -> Path:
+    return Path(os.environ.get("WARMSTART_HOME") or ".warmstart").resolve() / "downloads"
+
+
 def _download(root: str, path: str) -> Path:
     """Downloads into a folder named by the URI, once: a stage's artifacts do not change after it has finished."""
     from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
 
-    cache = Path(os.environ.get("WARMSTART_HOME") or ".warmstart").resolve() / "downloads"
+    cache = _downloads()
     cache.mkdir(parents=True, exist_ok=True)
     # Under its own name, which a folder that becomes part of a model keeps.
     kept = cache / hashlib.sha256(f"{database.mask(root)}\n{path}".encode()).hexdigest()[:32] / (PurePosixPath(path).name or "artifacts")

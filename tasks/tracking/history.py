@@ -87,11 +87,9 @@ def version(name: str) -> registry.Version:
     """The version that NAME@ALIAS, NAME/VERSION or models:/... means; InputError, with what there is, where there is none."""
     uri = name if name.startswith("models:/") else f"models:/{name}"
     try:
-        pinned = versions.pinned(uri)
+        return versions.pinned(uri)
     except InputError:
         raise InputError(_unknown_version(name, re.split(r"[/@]", uri.removeprefix("models:/"))[0])) from None
-    model, _, number = pinned.removeprefix("models:/").rpartition("/")
-    return registry.version(model, number)
 
 
 def newest(experiment: str, limit: int) -> list[Run]:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from ml.contracts import InputError
 from ml.crash import crash_point
 from tasks.tracking import database, lease, runs
-from tasks.tracking.artifacts import digest, local_folder
+from tasks.tracking.artifacts import digest, discard, fetch, local_folder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -199,6 +199,29 @@ def verify(one: Version, folder: Path | None = None) -> None:
     root = str(folder) if folder else database.retry(database.client().get_model_version_download_uri, one.name, str(one.version))
     if one.tags.get(FILES) and _sums(root) != one.tags[FILES]:
         raise InputError(f"{one.uri} is damaged: its files{f' in {folder}' if folder else ''} are not those that were registered. Register it again.")
+
+
+def files(one: Version) -> Path:
+    """The folder of all the version's files, which are those that were registered; a damaged download is made anew. Raises InputError."""
+    folder = fetch(one.uri)
+    try:
+        verify(one, folder)
+    except InputError:
+        if not discard(folder):
+            raise
+        folder = fetch(one.uri)
+        verify(one, folder)
+    return folder
+
+
+def move(name: str, number: int | None, reason: str) -> tuple[Version | None, Version]:
+    """Makes version `number` the champion, or where it is None the previous one again, as somebody asked for; gives the champion before and now."""
+    now = champion(name)
+    if number is None:
+        return now, rollback(name, {"reason": reason})
+    if number < 1:
+        raise InputError(f"version {number} of {name}: versions are counted from 1")
+    return now, promote(name, number, now.version if now else None, {"reason": reason})
 
 
 def _move(name: str, now: Version | None, wanted: Version, action: str, evidence: Mapping[str, Any]) -> Version:

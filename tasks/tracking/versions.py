@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from mlflow.models import ModelSignature
 
 
-def pinned(uri: str) -> str:
-    """`models:/NAME/VERSION` for a URI with an alias, a version or `latest`: what an alias names may change, this does not."""
+def pinned(uri: str) -> registry.Version:
+    """The version that a URI with an alias, a version or `latest` names now. Raises InputError."""
     from mlflow.exceptions import MlflowException
 
     matched = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+|latest))", uri)
@@ -33,7 +33,7 @@ def pinned(uri: str) -> str:
         one = None
     if one is None:
         raise InputError(f"{uri} is not in the registry of {database.uri()}. `mlflow ui` shows what is.")
-    return one.uri
+    return one
 
 
 def signature(columns: Iterable[str], kind: str, output: pd.DataFrame) -> ModelSignature:

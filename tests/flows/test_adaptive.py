@@ -5,7 +5,7 @@ import re
 from mlflow import MlflowClient
 
 RUNGS = ["linear-probe", "lora", "layer-decay", "gradual-unfreezing"]
-LADDER = ["finetuning.method=adaptive", "finetuning.fit.epochs=4", "finetuning.baseline=false", "finetuning.classical=false"]
+LADDER = ["name=ladder", "finetuning.method=adaptive", "finetuning.fit.epochs=4", "finetuning.baseline=false", "finetuning.classical=false"]
 
 
 def test_a_ladder_keeps_the_best_rung(finished, warmstart, tiny):
@@ -27,7 +27,7 @@ def test_a_ladder_keeps_the_best_rung(finished, warmstart, tiny):
 def test_rungs_that_do_not_suit_are_left_out(finished, warmstart, tiny):
     """A change of rank 500 is larger than any weight of the small network."""
     ladder = "finetuning.method={name: adaptive, options: {rungs: [{name: full}, {name: lora, options: {rank: 500}}]}}"
-    result = warmstart(finished.folder, "run", tiny, "--json", *LADDER[1:], ladder).result
+    result = warmstart(finished.folder, "run", tiny, "--json", *LADDER[2:], "name=rungs", ladder).result
     assert [stage["name"] for stage in result["stages"] if stage["name"].startswith("finetune")] == ["finetune-full", "finetune"]
 
 

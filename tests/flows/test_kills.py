@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from often import SEEDS
 
 from ml.heads import HEADS
 
@@ -147,7 +148,8 @@ def unkilled(tmp_path_factory, warmstart, tiny):
     return weights(folder), time.monotonic() - began
 
 
-@pytest.mark.parametrize("seed", range(int(os.environ.get("WARMSTART_SEEDS", "2"))))
+@pytest.mark.chaos
+@pytest.mark.parametrize("seed", range(SEEDS))
 def test_killed_at_a_random_moment(tmp_path, start, warmstart, tiny, unkilled, seed):
     process = start(tmp_path, "run", tiny, "--json", *SHORT, *OFTEN)
     process.process.join(random.Random(seed).uniform(0, unkilled[1]))

@@ -12,6 +12,12 @@ STAGES = ["preprocess", "pretrain", "split", "finetune", "baseline", "classical"
 
 
 @pytest.fixture(scope="module")
+def finished(finish):
+    """Of its own: these tests move the champion."""
+    return finish()
+
+
+@pytest.fixture(scope="module")
 def client(finished) -> MlflowClient:
     return MlflowClient(f"sqlite:///{finished.folder / 'mlflow.db'}")
 

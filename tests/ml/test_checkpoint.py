@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from often import times
 
 from ml import checkpoint
 from ml.checkpoint_writer import Writer
@@ -28,7 +29,8 @@ def test_nothing_there_is_none(tmp_path):
     assert checkpoint.load(tmp_path / "absent") is None
 
 
-@settings(max_examples=60, deadline=None)
+@pytest.mark.chaos
+@settings(max_examples=times(60, 500), deadline=None)
 @given(position=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), cut=st.booleans(), name=st.sampled_from(["state.pt", "manifest.json"]))
 def test_a_damaged_newest_falls_back_to_the_one_before(tmp_path_factory, position, bit, cut, name):
     folder = tmp_path_factory.mktemp("checkpoints")

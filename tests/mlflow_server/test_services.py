@@ -2,6 +2,7 @@
 
 import io
 import os
+import random
 import shutil
 import signal
 import time
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from often import OFTEN, times
 from PIL import Image
 from team import wait_for
 
@@ -96,10 +98,13 @@ def trains(team, run: str) -> bool:
     return any(one["key"] == "pretrain" and one["flow_run_id"] == run for one in team.prefect("artifacts/filter", {}))
 
 
+@pytest.mark.chaos
+@pytest.mark.parametrize("seed", range(times(1, 1)))
 @pytest.mark.parametrize("victim", ["run", "worker", "group"])
-def test_a_run_whose_process_was_killed_goes_on(team, slow, victim):
+def test_a_run_whose_process_was_killed_goes_on(team, slow, victim, seed):
     run = team.start(slow)
     wait_for(lambda: trains(team, run))
+    time.sleep(random.Random(seed).uniform(0, 4) if OFTEN else 0)
     began = time.monotonic()
     if victim == "run":
         os.kill(team.running("prefect.engine")[0], signal.SIGKILL)
@@ -123,6 +128,7 @@ def test_a_run_whose_process_was_killed_goes_on(team, slow, victim):
 
 
 @pytest.mark.parametrize(("name", "seconds"), [("postgresql", 0), ("mlflow", 30), ("prefect", 30), ("prefect", 120)])
+@pytest.mark.chaos
 def test_a_run_outlives_a_server_that_is_away(team, slow, name, seconds):
     if name not in team.status()["services"]:
         pytest.skip("PostgreSQL is not installed")
@@ -154,6 +160,7 @@ def forget(team, found) -> None:
 SERVICES = ["postgresql", "mlflow", "prefect", "worker"]
 
 
+@pytest.mark.chaos
 @pytest.mark.parametrize("name", SERVICES)
 @pytest.mark.parametrize("what", ["program", "wrapper"])
 def test_a_service_that_was_killed_comes_back_once(team, name, what):

@@ -1,19 +1,16 @@
 """A version is offered whole or not at all, a kill anywhere is made good by the same call, and one promotion of many wins."""
 
-import os
 import signal
 
 import mlflow
 import pandas as pd
 import pytest
+from often import times
 from tracking_models import register_tiny
 from tracking_workers import read
 
 from ml.contracts import InputError
 from tasks.tracking import artifacts, database, registry, runs
-
-ROUNDS = int(os.environ.get("WARMSTART_SEEDS", "2"))
-"""Of contending promotions; more where more time is to be spent."""
 
 
 @pytest.fixture
@@ -145,11 +142,12 @@ def test_killed_between_upload_and_audit(point, versions, tracked, processes):
     assert mlflow.pyfunc.load_model("models:/tiny@champion").predict(pd.DataFrame({"x": [1.0]})).tolist() == [3.0]
 
 
+@pytest.mark.chaos
 def test_of_eight_promotions_at_once_one_wins(run, tmp_path, processes):
     for number in range(9):
         register_tiny("tiny", run.info.run_id, f"k{number}", tmp_path / "model")
     registry.promote("tiny", 1, None, {})
-    for turn in range(ROUNDS):
+    for turn in range(times(2, 5)):
         before = registry.champion("tiny").version
         others = [number for number in range(1, 10) if number != before]
         started = [processes("promote", "tiny", number, before, f"won-{turn}-{number}") for number in others]

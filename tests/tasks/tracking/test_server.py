@@ -11,9 +11,11 @@ from pathlib import Path
 
 import mlflow
 import pytest
+from tracking_models import register_tiny
 
+from ml.contracts import InputError
 from tasks.reach import wait_for
-from tasks.tracking import artifacts, database, runs, stages
+from tasks.tracking import artifacts, database, registry, runs, stages
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -128,3 +130,20 @@ def test_away_in_a_stage_and_back_then_away_at_its_end(line, monkeypatch):
         assert [one.value for one in database.client().get_metric_history(result.run_id, "loss")] == [1.0]
     assert not runs.search([experiment], "attributes.status = 'RUNNING'")
     assert {run.info.status for run in runs.search([experiment], "")} == {"FINISHED"}
+
+
+def test_a_damaged_download_is_made_anew_and_a_damaged_store_is_told(line, tmp_path):
+    with runs.pipeline_run("stored", "name: stored\n") as pipeline:
+        one = register_tiny("tiny", pipeline.run_id, "k", tmp_path / "model")
+    folder = registry.files(one)
+    assert folder.is_relative_to(tmp_path / "home" / "downloads")
+    [kept] = list(folder.rglob("MLmodel"))
+    good = kept.read_bytes()
+    kept.write_bytes(good[:-1])
+    assert registry.files(one) == folder and kept.read_bytes() == good
+    [stored] = list((tmp_path / "server").rglob("MLmodel"))
+    stored.write_bytes(good[:-1])
+    assert registry.files(one) == folder, "what is at hand is whole"
+    kept.write_bytes(good[:-1])
+    with pytest.raises(InputError, match=r"models:/tiny/1 is damaged"):
+        registry.files(one)
