@@ -7,13 +7,14 @@ import json
 import os
 import platform
 import resource
+import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -127,26 +128,44 @@ def run(command: list[str], folder: Path) -> tuple[dict[str, float], str]:
 @contextmanager
 def prefect_server(scratch: Path) -> Iterator[None]:
     """A Prefect server as a user runs one, on a free port, its records in `scratch`."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     os.environ |= {"PREFECT_HOME": str(scratch / "prefect"), "DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
     os.environ.pop("PREFECT_API_URL", None)
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    with (scratch / "prefect.log").open("w") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+    with server(command, scratch, f"http://127.0.0.1:{port}/api/health"):
+        os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
+        yield
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+@contextmanager
+def server(command: Sequence[str], folder: Path, sign: str) -> Iterator[None]:
+    """A server started in `folder`, once the URL `sign` answers; it ends with all its processes."""
+    # MLflow starts its workers as `uvicorn`.
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    path = folder / f"server-{free_port()}.log"
+    with path.open("w") as log:
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
         try:
-            for _ in range(600):
+            deadline = time.monotonic() + 300
+            while True:
                 try:
-                    urllib.request.urlopen(f"http://127.0.0.1:{port}/api/health", timeout=5).close()
+                    urllib.request.urlopen(sign, timeout=5).close()
                     break
                 except OSError:
-                    time.sleep(0.5)
-            os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
+                    if process.poll() is not None or time.monotonic() > deadline:
+                        raise SystemExit(f"{' '.join(command)[:200]} did not come up:\n{path.read_text()[-3000:]}") from None
+                    time.sleep(0.3)
             yield
         finally:
-            server.terminate()
-            server.wait()
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def median(values: list[float]) -> dict[str, float]:

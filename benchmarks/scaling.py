@@ -1,14 +1,15 @@
 """What training together costs: `python -m benchmarks.scaling`.
 
     python -m benchmarks.scaling --output scaling.json       # the measurement
-    python -m benchmarks.scaling --rounds 1 --scale 0.1      # does it work?
+    python -m benchmarks.scaling --rounds 1 --samples 4000   # does it work?
+    python -m benchmarks.scaling --recipe conf/text/python-docs.yaml --batch 32 --samples 3200   # another network
 
 Two comparisons, fresh processes with fixed threads, the two arms of each in turns A B B A:
 
     coupled / uncoupled   two ranks by torchrun that share each batch, beside two processes at once that train alone on half of it
     launched / local      one rank by torchrun, beside this process itself
 
-The demo's pretraining (simclr on digits) with equal steps in all arms. `loop` is the time within the training loop, `whole` that of the process.
+The demo's pretraining (simclr on digits), or another recipe's, with equal steps in all arms. `loop` is the time within the training loop, `whole` that of the process.
 """
 
 from __future__ import annotations
@@ -33,10 +34,12 @@ Taken = dict[str, float]
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=6, help="times that each arm is run")
-    parser.add_argument("--scale", type=float, default=1.0, help="share of 40,000 samples")
+    parser.add_argument("--recipe", type=Path, default=RECIPE)
+    parser.add_argument("--samples", type=int, default=40_000, help="rows that are trained on, one after another")
     parser.add_argument("--batch", type=int, default=256, help="rows of a batch")
     parser.add_argument("--output", type=Path, help="JSON file for all measurements")
     parser.add_argument("--arm", nargs=2, metavar=("FOLDER", "OVERRIDES"), help=argparse.SUPPRESS)
+    parser.add_argument("changes", nargs="*", metavar="KEY=VALUE", help="what is other than in the recipe")
     given = parser.parse_args()
     if given.arm:
         print(json.dumps(arm(Path(given.arm[0]), json.loads(given.arm[1]))))
@@ -44,13 +47,12 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     with tempfile.TemporaryDirectory(prefix="scaling-") as temporary:
         scratch, numbers = Path(temporary), iter(range(10**6))
-        samples = round(40_000 * given.scale)
 
         def trained(share: int, *changes: str) -> Taken:
-            sizes = [f"pretraining.fit.batch_size={given.batch // share}", f"pretraining.fit.samples={samples // share}"]
+            sizes = [f"pretraining.fit.batch_size={given.batch // share}", f"pretraining.fit.samples={given.samples // share}"]
             folder = scratch / str(next(numbers))
             folder.mkdir()
-            command = [sys.executable, "-m", "benchmarks.scaling", "--arm", str(folder), json.dumps([*sizes, *changes])]
+            command = [sys.executable, "-m", "benchmarks.scaling", "--arm", str(folder), json.dumps([str(given.recipe.resolve()), *given.changes, *sizes, *changes])]
             taken, said = run(command, folder)
             return {"loop": json.loads(said)["seconds"], "steps": json.loads(said)["steps"], "whole": taken["wall"]}
 
@@ -82,14 +84,15 @@ def main() -> None:
         print(f"{name:40} {one['median']:7.2f}  [{one['low']:.2f}, {one['high']:.2f}]  n = {one['n']}")
 
 
-def arm(folder: Path, overrides: list[str]) -> Taken:
-    """One pretraining of the demo; seconds within its loop, and its steps."""
+def arm(folder: Path, recipe_and_overrides: list[str]) -> Taken:
+    """One pretraining; seconds within its loop, and its steps."""
     from ml.engines import train
     from ml.plan import Plan
     from ml.preprocess import preprocess
     from ml.recipe import load
 
-    recipe = load(RECIPE, [*overrides, "compute.threads=1", "pretraining.probe=false", "pretraining.fit.checkpoint_seconds=1000"])
+    path, *overrides = recipe_and_overrides
+    recipe = load(path, [*overrides, "compute.threads=1", "pretraining.probe=false", "pretraining.fit.checkpoint_seconds=1000"])
     store = preprocess(recipe.data.source.make(), recipe.data.modality.make(), recipe.data, folder / "work", folder / "stores", True, False)
     torch.manual_seed(0)
     _, fitted = train(Plan("pretrain", recipe, store), recipe.backbone.make(store.spec), folder, lambda metrics, step: None)

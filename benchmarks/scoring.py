@@ -15,10 +15,6 @@ import argparse
 import base64
 import io
 import json
-import os
-import signal
-import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -34,7 +30,7 @@ import pandas as pd
 import torch
 from PIL import Image as Pillow
 
-from benchmarks.harness import ROOT, machine, median
+from benchmarks.harness import ROOT, free_port, machine, median, server
 from ml.backbones import BACKBONES
 from ml.choice import choice
 from ml.heads import HEADS
@@ -203,27 +199,10 @@ def pack(folder: Path, kind: str, values: list[Any]) -> None:
 @contextmanager
 def served(folder: Path) -> Iterator[str]:
     """Where `mlflow models serve` answers for the packed model."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(folder / "packed"), "--env-manager", "local", "-p", str(port), "-w", "1"]
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}  # its workers are started as `uvicorn`
-    with (folder / "server.log").open("w") as log:
-        server = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-        try:
-            deadline = time.monotonic() + 300
-            while True:
-                try:
-                    urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=5).close()
-                    break
-                except OSError:
-                    if server.poll() is not None or time.monotonic() > deadline:
-                        raise SystemExit(f"the server did not come up:\n{(folder / 'server.log').read_text()[-3000:]}") from None
-                    time.sleep(0.3)
-            yield f"http://127.0.0.1:{port}/invocations"
-        finally:
-            os.killpg(server.pid, signal.SIGKILL)
-            server.wait()
+    with server(command, folder, f"http://127.0.0.1:{port}/ping"):
+        yield f"http://127.0.0.1:{port}/invocations"
 
 
 def ask(url: str, kind: str, value: str) -> float:
