@@ -6,6 +6,7 @@ import logging
 import time
 import urllib.error
 import urllib.request
+from urllib.parse import urlsplit
 
 from ml.contracts import InputError
 from ml.masking import mask
@@ -14,7 +15,12 @@ _log = logging.getLogger(__name__)
 
 
 def wait_for(url: str, what: str, remedy: str, patience: float) -> None:
-    """Returns when `url` answers anything below 500; says that it waits, and after `patience` seconds raises InputError."""
+    """Returns when `url` answers anything below 500; says that it waits, and after `patience` seconds raises InputError.
+
+    A name and password in the URL are not sent: a sign of life needs none.
+    """
+    parts = urlsplit(url)
+    url = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
     deadline, told = time.monotonic() + patience, False
     while True:
         try:

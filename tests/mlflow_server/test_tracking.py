@@ -11,6 +11,7 @@ import sys
 from base64 import b64encode
 from contextlib import closing
 from pathlib import Path
+from urllib.parse import quote
 
 import mlflow
 import pytest
@@ -132,6 +133,16 @@ def test_no_route_answers_without_a_password(url):
 @pytest.mark.parametrize("user", ["nobody", "admin2", "reader2"])
 def test_a_wrong_password_is_refused(url, user):
     assert ask(url, "POST", "/api/2.0/mlflow/experiments/search", {"max_results": 1}, user) == 401
+
+
+def test_a_password_in_the_address_is_used_and_not_told(url):
+    program = "from tasks.tracking import database\ndatabase.prepare()\ndatabase.experiment('addressed')\nprint(database.uri())"
+    for password, words in ((OWN, "http://***@127.0.0.1:"), ("guess guess guess", "Check MLFLOW_TRACKING_URI and its user name and password")):
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": url.replace("://", f"://admin:{quote(password)}@")}
+        done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, env=environment, check=False)
+        said = done.stdout + done.stderr.strip().splitlines()[-1] if done.returncode else done.stdout
+        assert (done.returncode == 0) == (password == OWN), done.stderr
+        assert words in said and password not in said and quote(password) not in said
 
 
 def test_a_forged_host_and_a_foreign_page_are_refused(url):
