@@ -25,7 +25,8 @@ from typing import Any
 from ml.contracts import InputError
 from mlflow_server import credentials, in_use, postgresql, prefect_app, supervision
 from mlflow_server.bound import mark, sweep
-from mlflow_server.tracking import EVERYWHERE, Server, bracketed, loopback, names
+from mlflow_server.tracking import Server
+from tasks.hosts import EVERYWHERE, bracketed, loopback, names
 from tasks.tracking.database import file_lock, private_folder
 
 READY = 240.0  # seconds for all to answer; tables are made and migrated at the first start

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
-import socket
 import sys
 import time
 from dataclasses import dataclass, field
@@ -13,6 +11,7 @@ from pathlib import Path
 from ml.contracts import InputError
 from mlflow_server import credentials
 from mlflow_server.dump import dump
+from tasks.hosts import EVERYWHERE, bracketed, loopback, names
 from tasks.tracking import database
 
 ADMIN = "admin"
@@ -98,27 +97,3 @@ class Server:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         key = credentials.password(self.folder, "MLFLOW_FLASK_SERVER_SECRET_KEY", "secret-key")
         return key, credentials.password(self.folder, "MLFLOW_AUTH_ADMIN_PASSWORD", "admin-password")
-
-
-EVERYWHERE = ("0.0.0.0", "::", "[::]", "")
-
-
-def loopback(host: str) -> bool:
-    """Whether only this machine can reach a server that listens there."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def names(host: str) -> list[str]:
-    """What a browser may call a server that listens at `host`."""
-    own = ["localhost", "127.0.0.1", "[::1]"]
-    if loopback(host):
-        return own
-    return [*own, socket.gethostname(), socket.getfqdn()] if host in EVERYWHERE else [*own, bracketed(host)]
-
-
-def bracketed(host: str) -> str:
-    """An IPv6 address as it stands in a URL."""
-    return f"[{host}]" if ":" in host and not host.startswith("[") else host

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import os
-import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -18,10 +17,10 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 
 from ml.contracts import InputError
+from tasks.hosts import EVERYWHERE, loopback, names
 
 TOKEN = "WARMSTART_SERVE_TOKEN"
 SHORTEST = 16
-LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 OPEN = frozenset({"/", "/ping"})
 """Paths that need no token: the page, which holds nothing and asks for it, and the sign of life."""
 HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cache-Control": "no-store"}
@@ -46,12 +45,9 @@ def access(host: str, more: Iterable[str] = ()) -> Access:
     token = os.environ.get(TOKEN, "")
     if token and len(token) < SHORTEST:
         raise InputError(f"{TOKEN} has {len(token)} characters: expected {SHORTEST} or more. `openssl rand -hex 16` makes one.")
-    address = _address(host)
-    if not token and not (host == "localhost" or (address is not None and address.is_loopback)):
+    if not token and not loopback(host):
         raise InputError(f"--host {host} can be reached by others, who could use the model and read the metrics. Set {TOKEN} to {SHORTEST} characters or more, or listen on 127.0.0.1.")
-    anywhere = address is not None and address.is_unspecified
-    own = {socket.gethostname(), socket.getfqdn()} if anywhere else set()
-    return Access(LOOPBACK | {name.lower() for name in (host, *more, *own)}, anywhere, token)
+    return Access(frozenset(name.strip("[]").lower() for name in (host, *names(host), *more)), host in EVERYWHERE, token)
 
 
 class Guard:

@@ -20,7 +20,8 @@ from team import status
 from ml.contracts import InputError
 from mlflow_server import credentials
 from mlflow_server.__main__ import server
-from mlflow_server.tracking import Server, loopback
+from mlflow_server.tracking import Server
+from tasks.hosts import loopback
 from tasks.reach import wait_for
 from tasks.tracking import database
 
