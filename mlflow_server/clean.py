@@ -1,7 +1,8 @@
 """Removes for good the runs that were deleted in MLflow some time ago, but for those that the registry still refers to.
 
 `mlflow gc` does not look at the registry: a champion whose run was deleted by mistake would lose its files. What is kept: the run of every registered
-version, all runs of the pipeline that it belongs to, and every run that one of those names (a stage that was reused, an evaluation).
+version and every run that is under way, all runs of the pipeline that it belongs to, and every run that one of those names (a stage that was reused, an
+evaluation).
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ def clean(uri: str, artifacts: str, days: float, dry: bool, say: Callable[[str],
 
 
 def referred(all_runs: Iterable[Any], registered: Iterable[Any]) -> set[str]:
-    """Ids of the runs that the registry refers to, directly or by way of other runs."""
+    """Ids of the runs that the registry or a run under way refers to, directly or by way of other runs."""
+    waiting = [one for version in registered for one in ID.findall(" ".join([version.run_id or "", version.source or "", *version.tags.values()]))]
     named: dict[str, set[str]] = {}
     together: dict[str, set[str]] = {}
     for run in all_runs:
@@ -50,9 +52,10 @@ def referred(all_runs: Iterable[Any], registered: Iterable[Any]) -> set[str]:
         named[run.info.run_id] = set(ID.findall(told))
         parent = run.data.tags.get("mlflow.parentRunId", run.info.run_id)
         together.setdefault(parent, set()).add(run.info.run_id)
+        if run.info.status == "RUNNING":
+            waiting.append(run.info.run_id)
     family = {one: members | {parent} for parent, members in together.items() for one in members}
     found: set[str] = set()
-    waiting = [one for version in registered for one in ID.findall(" ".join([version.run_id or "", version.source or "", *version.tags.values()]))]
     while waiting:
         one = waiting.pop()
         if one not in found:

@@ -125,12 +125,14 @@ def _work(
             ) from error
         crash_point("stage.manifest")
     except BaseException as error:
-        with suppress(Exception):
-            if isinstance(error, database.TrackingError):
-                stage_run.close()
-            else:
-                stage_run.send_all(patience=5.0)
-        runs.end(run.info.run_id, stage_run.heartbeat, error)
+        try:
+            with suppress(Exception):
+                if isinstance(error, database.TrackingError):
+                    stage_run.close()
+                else:
+                    stage_run.send_all(patience=5.0)
+        finally:  # a second interrupt ends the sending, and the run is closed all the same
+            runs.end(run.info.run_id, stage_run.heartbeat, error)
         raise
     runs.end(run.info.run_id, stage_run.heartbeat)
     return output

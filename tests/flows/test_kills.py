@@ -175,6 +175,18 @@ def test_asked_to_stop_it_keeps_a_checkpoint(tmp_path, start, warmstart, tiny, n
     assert kept and int(kept[-1].parent.name.split("-")[1]) > 0, done.err
 
 
+def test_asked_to_stop_at_any_point(tmp_path, start, warmstart, tiny, finished):
+    """In an upload, between version and alias: what a cancellation in Prefect sends."""
+    for point in POINTS:
+        done = start(tmp_path, "run", tiny, "--json", *OFTEN, crash=point, WARMSTART_CRASH_BY="SIGTERM").wait(60)
+        assert done.code == 130 and "Traceback" not in done.err and "interrupted" in done.err, (point, done.err)
+        assert running(tmp_path) == [], (point, done.err)
+    done = warmstart(tmp_path, "run", tiny, "--json", *OFTEN)
+    assert weights(tmp_path) == weights(finished.folder)
+    assert {len(ids) for ids in stage_runs(tmp_path).values()} == {1} and running(tmp_path) == []
+    assert done.result["model"] == {"name": "tiny", "version": "1", "uri": "models:/tiny/1", "aliases": ["champion"]}
+
+
 def test_a_termination_outside_training(tmp_path, start, warmstart, tiny):
     process = start(tmp_path, "run", tiny, "--json", *SHORT)
     deadline = time.monotonic() + 120

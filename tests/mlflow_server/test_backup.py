@@ -4,14 +4,17 @@ import io
 import json
 import os
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from contextlib import closing
 from pathlib import Path
 
 import mlflow
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -159,3 +162,27 @@ def fetchable(uri: str) -> bool:
         return fetch(uri, "note.txt").exists()
     except InputError:
         return False
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("point", ["register.uploaded", "register.version", "register.alias"])
+def test_clean_up_while_a_version_is_promoted(folder, start, tiny, point):
+    before = answers()
+    quick = ["seed=2", "registration.model=second", "finetuning.baseline=false", "finetuning.classical=false"]
+    process = start(folder, "run", tiny, "--json", *quick, crash=point, WARMSTART_CRASH_BY="SIGSTOP")
+    one, deadline = psutil.Process(process.process.pid), time.monotonic() + 120
+    while one.status() != psutil.STATUS_STOPPED:
+        assert process.process.is_alive() and time.monotonic() < deadline, process.err
+        time.sleep(0.1)
+    client = database.client()
+    experiment = client.get_experiment_by_name("tiny").experiment_id
+    for run in client.search_runs([experiment], "attributes.status = 'FINISHED'"):
+        client.delete_run(run.info.run_id)
+    _, kept = clean.clean(f"sqlite:///{folder / 'mlflow.db'}", str(folder / "mlartifacts"), 0, False, lambda words: None)
+    process.signal(signal.SIGCONT)
+    result = process.wait().result
+    assert kept
+    after = answers()
+    assert result["model"]["version"] == "1" and "second@champion" in after
+    assert {name: after[name] for name in before} == before
+    assert registry.files(registry.version("second", 1)).is_dir() and registry.files(registry.version("tiny", 1)).is_dir()
