@@ -100,17 +100,17 @@ def while_moving(port: int, seconds: float) -> dict[str, float]:
 
 def load(port: int, clients: int, seconds: float) -> dict[str, float]:
     """What `clients` at once see in `seconds`; SystemExit where a request fails."""
+    bodies = [request(number) for number in range(clients)]
     until = time.perf_counter() + seconds
     with ThreadPoolExecutor(clients) as pool:
-        each = [one.result() for one in [pool.submit(client, f"http://127.0.0.1:{port}/invocations", until, number) for number in range(clients)]]
+        each = [one.result() for one in [pool.submit(client, f"http://127.0.0.1:{port}/invocations", until, one) for one in bodies]]
     taken = np.array([one for seconds, _ in each for one in seconds]) * 1000
     versions = set().union(*(found for _, found in each))
     return {"requests/s": len(taken) / seconds, "p50 ms": float(np.quantile(taken, 0.5)), "p99 ms": float(np.quantile(taken, 0.99)), "requests": len(taken), "versions": len(versions)}
 
 
-def client(url: str, until: float, number: int) -> tuple[list[float], set[str | None]]:
+def client(url: str, until: float, body: bytes) -> tuple[list[float], set[str | None]]:
     """Seconds of each request over one connection, and the versions that answered."""
-    body = json.dumps({"dataframe_split": {"columns": ["image"], "data": [[picture(number)]]}}).encode()
     parts, taken, versions = urlsplit(url), [], set()
     connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=60)
     while (began := time.perf_counter()) < until:
@@ -125,13 +125,13 @@ def client(url: str, until: float, number: int) -> tuple[list[float], set[str | 
     return taken, versions
 
 
-def picture(number: int) -> str:
-    """One of scikit-learn's digits as PNG, in base64."""
+def request(number: int) -> bytes:
+    """A request for one of scikit-learn's digits."""
     from sklearn.datasets import load_digits
 
     file = io.BytesIO()
     Image.fromarray((load_digits().images[number] * 15).astype(np.uint8)).save(file, "PNG")
-    return base64.b64encode(file.getvalue()).decode()
+    return json.dumps({"dataframe_split": {"columns": ["image"], "data": [[base64.b64encode(file.getvalue()).decode()]]}}).encode()
 
 
 if __name__ == "__main__":
