@@ -49,7 +49,7 @@ def main() -> None:
             arms = {arm: partial(one, name, arm, scratch, share) for arm in ARMS if not (given.small and arm.endswith("1 worker"))}
             rounds[name] = turns(arms, pairs)
         figures |= {f"{name}: {figure}": values for figure, values in told(rounds[name], case).items()}
-        goals[f"{name}: ours / best peer"] = "≥ 1.0"
+        goals[f"{name}: ours / fastest peer"] = "≥ 1.0"
     work = {name: equal_work(found) for name, found in rounds.items()}
     finish(given, figures, goals, equal_work=work, rounds=rounds)
     print(work_table(work))
@@ -61,7 +61,10 @@ def one(name: str, arm: str, scratch: str, share: float) -> dict[str, Any]:
 
 
 def told(rounds: Sequence[dict[str, Any]], case: Case) -> dict[str, list[float]]:
-    """What is told of a case: ratios within each round, pictures a second."""
+    """What is told of a case: ratios within each round, pictures a second.
+
+    The fastest peer is the arm with the highest median. The fastest of each round is the luckiest of six as well: beside equals its ratio lies below 1.
+    """
     peers = sorted({arm.partition(",")[0] for arm in rounds[0]} - {"ours"})
 
     def best(one: dict[str, Any], peer: str = "") -> float:
@@ -71,10 +74,12 @@ def told(rounds: Sequence[dict[str, Any]], case: Case) -> dict[str, list[float]]
         rows = case.rows * case.epochs
         return rows / (one["first_pass"] + rows / one["speed"])
 
+    fastest = max((arm for arm in rounds[0] if arm != "ours"), key=lambda arm: float(np.median([one[arm]["speed"] for one in rounds])))
     return {
-        "ours / best peer": [one["ours"]["speed"] / best(one) for one in rounds],
+        "ours / fastest peer": [one["ours"]["speed"] / one[fastest]["speed"] for one in rounds],
+        "ours / fastest peer of each round": [one["ours"]["speed"] / best(one) for one in rounds],
         **{f"ours / {peer}": [one["ours"]["speed"] / best(one, peer) for one in rounds] for peer in peers},
-        f"ours with first pass, {case.epochs} epochs / best peer": [whole(one["ours"]) / best(one) for one in rounds],
+        f"ours with first pass, {case.epochs} epochs / fastest peer": [whole(one["ours"]) / one[fastest]["speed"] for one in rounds],
         "ours, pictures/s": [one["ours"]["speed"] for one in rounds],
         **{f"{arm}, pictures/s": [one[arm]["speed"] for one in rounds] for arm in rounds[0] if arm != "ours"},
         "first pass, pictures/s": [case.rows / one["ours"]["first_pass"] for one in rounds],

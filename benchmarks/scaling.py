@@ -93,7 +93,8 @@ def arm(folder: Path, recipe_and_overrides: list[str]) -> Taken:
 
     path, *overrides = recipe_and_overrides
     recipe = load(path, [*overrides, "compute.threads=1", "pretraining.probe=false", "pretraining.fit.checkpoint_seconds=1000"])
-    store = preprocess(recipe.data.source.make(), recipe.data.modality.make(), recipe.data, folder / "work", folder / "stores", True, False)
+    head = recipe.finetuning.head.chosen
+    store = preprocess(recipe.data.source.make(), recipe.data.modality.make(), recipe.data, folder / "work", folder / "stores", head.labels, head.several)
     torch.manual_seed(0)
     _, fitted = train(Plan("pretrain", recipe, store), recipe.backbone.make(store.spec), folder, lambda metrics, step: None)
     return {"seconds": fitted.seconds, "steps": fitted.steps}

@@ -191,19 +191,19 @@ def primary(rows: Mapping[str, Any]) -> np.ndarray | Ragged:
     return next(iter(rows.values()))
 
 
-def is_text(column: pd.Series) -> bool:
-    """Whether a column that is told holds texts: neither numbers nor what has a type of Arrow's, such as lists of numbers."""
-    return not (is_numeric_dtype(column) or isinstance(column.dtype, pd.ArrowDtype))
+def is_text(kind: Any) -> bool:
+    """Whether a column of this dtype holds texts: neither numbers nor what has a type of Arrow's, such as lists of numbers."""
+    return not (is_numeric_dtype(kind) or isinstance(kind, pd.ArrowDtype))
 
 
 def _with_errors(frame: pd.DataFrame, errors: list[str | None]) -> pd.DataFrame:
     """The rows of `frame`, which has those without an error, in their places among all; the others hold nothing."""
-    whole = [name for name in frame if is_integer_dtype(frame[name])]
-    for name in whole:
-        frame[name] = frame[name].astype("Int64")  # can hold nothing, so that all parts of a scoring have one schema
+    kinds = dict(frame.dtypes)  # a frame hands a column out in as long as a small network takes for a row
+    whole = {name: "Int64" for name, kind in kinds.items() if is_integer_dtype(kind)}  # can hold nothing, so that all parts of a scoring have one schema
+    frame = frame.astype(whole) if whole else frame
     if any(errors):
         frame = frame.set_axis([row for row, error in enumerate(errors) if error is None]).reindex(range(len(errors)))
-    for name in [name for name in frame if is_text(frame[name])]:
+    for name in [name for name, kind in kinds.items() if is_text(kind)]:
         frame[name] = frame[name].astype(object).where(frame[name].notna(), None)
     return frame.assign(error=pd.Series(errors, dtype=object))
 

@@ -180,7 +180,7 @@ def _begin(folder: Path, wanted: str) -> list[Path]:
 
 def table_of(frame: pd.DataFrame) -> pa.Table:
     """Columns of text are text even where every item is good, or bad, so that all parts have one schema."""
-    frame = frame.astype({name: "string" for name in frame if is_text(frame[name])})
+    frame = frame.astype({name: "string" for name in frame if is_text(frame[name].dtype)})
     typed = [name for name in frame if isinstance(frame[name].dtype, pd.ArrowDtype)]
     table = pa.Table.from_pandas(frame.drop(columns=typed), preserve_index=False)
     for name in typed:  # beside what pandas notes of its own types, as it could not read its note of these

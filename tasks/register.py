@@ -214,7 +214,7 @@ def _check_parity(uri: str, frame: pd.DataFrame, expected: pd.DataFrame) -> None
 
 def _gap(found: pd.DataFrame, told: pd.DataFrame) -> float:
     """The largest difference of two numbers that are told; infinite where texts, such as labels, differ."""
-    texts = [name for name in told if is_text(told[name])]
+    texts = [name for name in told if is_text(told[name].dtype)]
     if any(list(found[name]) != list(told[name]) for name in texts):
         return math.inf
     numbers = told.columns.drop(texts)

@@ -46,7 +46,7 @@ def signature(columns: Iterable[str], kind: str, output: pd.DataFrame) -> ModelS
 
     def told(name: str) -> ColSpec:
         values = output[name]
-        if is_text(values):
+        if is_text(values.dtype):
             return ColSpec(DataType.string, name, required=False)
         if not is_numeric_dtype(values):
             return ColSpec(Array(DataType.float), name, required=False)

@@ -117,7 +117,7 @@ def test_answers_to_stored_rows_are_those_to_the_values(kind):
 
 def assert_same(found, expected):
     """Texts are equal; numbers, and lists of them, nearly so."""
-    if is_text(expected):
+    if is_text(expected.dtype):
         assert found.tolist() == expected.tolist()
     else:
         np.testing.assert_allclose(*(np.array(one.tolist(), float) for one in (found, expected)), rtol=1e-4, atol=1e-5)
