@@ -153,8 +153,11 @@ def _automate(client: Any, name: str, key: Any, timeout: float, told: Any) -> No
     if told is not None:
         trigger = EventTrigger(**run, expect={"prefect.flow-run.Failed", "prefect.flow-run.Crashed", "prefect.flow-run.Cancelled"}, for_each={"prefect.resource.id"}, posture=Posture.Reactive, threshold=1, within=timedelta(0))
         kind, block = told
-        words = "{{ flow.name }}/{{ flow_run.name }} is {{ flow_run.state.name }}: {{ flow_run.state.message }}"
-        action = CallWebhook(block_document_id=block, payload={"text": words}) if kind == "webhook" else SendNotification(block_document_id=block, subject=f"warmstart: {name}", body=words)
+        words = "flow.name ~ '/' ~ flow_run.name ~ ' is ' ~ flow_run.state.name ~ ': ' ~ (flow_run.state.message or '')"
+        if kind == "webhook":
+            action = CallWebhook(block_document_id=block, payload=f'{{"text": {{{{ ({words}) | tojson }}}}}}')
+        else:
+            action = SendNotification(block_document_id=block, subject=f"warmstart: {name}", body=f"{{{{ {words} }}}}")
         wanted[f"warmstart: {name} failed"] = (trigger, [action])
     for title in (f"warmstart: {name} takes too long", f"warmstart: {name} failed"):
         for old in client.read_automations_by_name(title):

@@ -1,12 +1,17 @@
 """`warmstart up`, `deploy`, `status`, `down` as a user's shell has them: a schedule fires, what is killed comes back, nothing is left."""
 
 import io
+import json
 import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
+import threading
 import time
 from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import psutil
@@ -186,6 +191,59 @@ def test_down_leaves_nothing_and_up_finds_all(team):
     assert team.mlflow("model-versions/search?filter=name%3D'tiny'")["model_versions"] == before
     assert {name: team.status()[name] for name in ports} == ports
     assert len(team.prefect("deployments/filter", {})) >= 6
+
+
+@pytest.fixture
+def told():
+    """The URL of a webhook, and what it is told."""
+    found = []
+
+    class Hook(BaseHTTPRequestHandler):
+        def do_POST(self):
+            found.append(self.rfile.read(int(self.headers["Content-Length"])).decode())
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *words):
+            """Nothing on standard error."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hook)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", found
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+BLOCKS = {
+    "webhook": "from prefect.blocks.webhook import Webhook; Webhook(url={url!r}).save('ops', overwrite=True)",
+    "custom-webhook": "from prefect.blocks.notifications import CustomWebhookNotificationBlock as Hook; "
+    "Hook(name='ops', url={url!r}, json_data={{'text': '{{{{subject}}}}: {{{{body}}}}'}}).save('ops', overwrite=True)",
+}
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_a_run_that_fails_is_told(team, told, kind):
+    url, found = told
+    subprocess.run([sys.executable, "-W", "ignore", "-c", BLOCKS[kind].format(url=url)], env={**os.environ, **team.clients()}, check=True, capture_output=True)
+    team.run("deploy", "tiny.yaml", "name=gone", "data.source.options.path=/nowhere \"at all\"", "--notify", f"{kind}/ops")
+    run = team.start("pretrain-finetune/gone")
+    wait_for(lambda: found)
+    assert team.flow_run(run)["state_type"] == "FAILED"
+    text = json.loads(found[0])["text"]
+    assert "pretrain-finetune/gone" in text and "is Failed: " in text and '/nowhere "at all"' in text
+
+
+def test_a_run_that_takes_too_long_is_cancelled(team, told):
+    content = yaml.safe_load((team.folder / "tiny.yaml").read_text())
+    content["pretraining"]["fit"] = {"samples": 10**8, "batch_size": 16}
+    (team.folder / "endless.yaml").write_text(yaml.safe_dump(content | {"name": "endless"}))
+    team.run("deploy", "endless.yaml", "--timeout", "10")
+    run = team.start("pretrain/endless")
+    wait_for(lambda: team.flow_run(run)["state_type"] == "CANCELLED")
+    experiment = team.mlflow("experiments/get-by-name?experiment_name=endless")["experiment"]["experiment_id"]
+    wait_for(lambda: not [one for one in team.mlflow("runs/search", {"experiment_ids": [experiment]})["runs"] if one["info"]["status"] == "RUNNING"])
 
 
 def test_nothing_listens_beyond_this_machine(team):
