@@ -29,7 +29,7 @@ TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 test: setup  ## All tests but the long ones.
 	$(TEST) -m "not e2e and not servers"
 
-e2e: setup  ## The long ones: clusters, kills, eight runs at once.
+e2e: setup  ## The long ones: several processes, clusters, kills, full disks, eight runs at once.
 	$(TEST) -m e2e
 
 servers: setup  ## The servers of a team: schedules, kills, passwords, load, a browser.

@@ -254,6 +254,7 @@ def test_what_is_wrong_at_once_waits_for_no_server(finished, warmstart, tmp_path
     check(warmstart(finished.folder, "run", path, PREFECT_API_URL="http://127.0.0.1:9/api"), ["'resnet19'"])
 
 
+@pytest.mark.e2e
 def test_mlflow_and_prefect_out_of_reach(finished, start, installed, tiny):
     """Both are waited for, here at once."""
     mlflow = start(finished.folder, "run", tiny, "--json", MLFLOW_TRACKING_URI="http://user:hunter22@127.0.0.1:9")
@@ -303,6 +304,7 @@ def test_a_read_only_working_folder(mount, warmstart, tiny):
     check(warmstart(place, "run", tiny, "--json"), ["cannot", str(place), "Read-only file system"])
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(("size", "apart"), [("200k", False), ("1700k", True)])
 def test_a_full_disk_loses_nothing(mount, warmstart, tiny, tmp_path, size, apart):
     """Wherever it gets full, that is said; with more room the same command goes on. `apart`: MLflow alone has a small disk."""

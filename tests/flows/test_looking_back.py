@@ -158,6 +158,7 @@ def test_a_run_against_itself_differs_in_nothing(finished, warmstart):
     assert "the recipes are equal" in warmstart(finished.folder, "compare", name, name).out
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("head", HEADS_WITHOUT_CLASSES)
 def test_heads_without_classes_are_compared_too(finished_heads, warmstart, head, tmp_path):
     done = finished_heads(head)

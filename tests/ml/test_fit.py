@@ -53,6 +53,7 @@ def run(folder: Path, crash: str = "") -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-c", program, str(folder)], env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.e2e
 def test_a_run_killed_again_and_again_ends_with_the_weights_of_one_that_was_not(tmp_path):
     whole = run(tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr

@@ -61,6 +61,7 @@ def reached(workdir: Path) -> int:
     return max((int(path.parent.name.split("-")[1]) for path in workdir.glob("checkpoints/step-*/manifest.json")), default=0)
 
 
+@pytest.mark.e2e
 def test_two_machines_train_what_one_trains_and_one_may_die(train, tmp_path):
     _, expected = train(tmp_path / "one")
     workdir = tmp_path / "home" / "work" / "finetune-two"

@@ -17,6 +17,7 @@ from ml.preprocess import preprocess
 from ml.recipe import Strategy, load
 from ml.splitting import split
 
+pytestmark = pytest.mark.e2e
 ROOT = Path(__file__).resolve().parents[2]
 SGD = ["fit.optimizer=sgd", "fit.epochs=2"]
 """Adam makes large steps of gradients that are nothing but rounding, which would hide what is compared."""

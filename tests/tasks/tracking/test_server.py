@@ -91,6 +91,7 @@ def line(tmp_path, template, monkeypatch):
         mlflow.set_tracking_uri(None)
 
 
+@pytest.mark.e2e
 def test_away_in_a_stage_and_back_then_away_at_its_end(line, monkeypatch):
     experiment = database.experiment("away")
 
