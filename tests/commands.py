@@ -33,6 +33,11 @@ class Done:
             assert word in self.err[self.err.index("error:") :], (word, self.err)
 
 
+def newest_step(folder: Path) -> int:
+    """Of the checkpoints of the pretraining in a folder that was not at its end."""
+    return max((int(path.parent.name.split("-")[1]) for path in folder.glob(".warmstart/work/pretrain-*/checkpoints/step-*/manifest.json")), default=0)
+
+
 class Running:
     """A command that runs in a process of its own, or has ended."""
 

@@ -3,10 +3,10 @@
 import os
 import signal
 import time
-from pathlib import Path
 
 import psutil
 import pytest
+from commands import newest_step
 from mlflow import MlflowClient
 
 pytestmark = pytest.mark.e2e
@@ -33,11 +33,6 @@ def ranks_of(command: int) -> list[psutil.Process]:
     return found
 
 
-def step(folder: Path) -> int:
-    """Of the newest checkpoint of the pretraining."""
-    return max((int(path.parent.name.split("-")[1]) for path in folder.glob(".warmstart/work/pretrain-*/checkpoints/step-*/manifest.json")), default=0)
-
-
 def wait_for(what, process, seconds: float = 240):
     end = time.monotonic() + seconds
     while not (found := what()):
@@ -52,14 +47,14 @@ def done(engine, tmp_path_factory, start, tiny):
     folder = tmp_path_factory.mktemp("two")
     settings = [f"compute.engine={engine}", "compute.workers=2", "compute.timeout=60", f"compute.strategy={'fsdp' if engine in FSDP else 'ddp'}"]
     first = start(folder, "run", tiny, "--json", *CHANGES, *settings)
-    wait_for(lambda: step(folder) >= 3, first)
-    before, at = ranks_of(first.process.pid), step(folder)
+    wait_for(lambda: newest_step(folder) >= 3, first)
+    before, at = ranks_of(first.process.pid), newest_step(folder)
     os.kill(before[1].pid, signal.SIGKILL)
-    wait_for(lambda: step(folder) >= at + 3, first)
+    wait_for(lambda: newest_step(folder) >= at + 3, first)
     after, below = ranks_of(first.process.pid), psutil.Process(first.process.pid).children(recursive=True)
     first.signal(signal.SIGTERM)
     stopped = first.wait()
-    left, at = psutil.wait_procs(below, 30)[1], step(folder)
+    left, at = psutil.wait_procs(below, 30)[1], newest_step(folder)
     ended = start(folder, "run", tiny, "--json", *CHANGES).wait()
     return {"folder": folder, "before": before, "after": after, "stopped": stopped, "left": left, "at": at, "ended": ended}
 
