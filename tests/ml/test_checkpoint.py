@@ -30,6 +30,7 @@ def test_nothing_there_is_none(tmp_path):
 
 
 @pytest.mark.chaos
+@pytest.mark.timeout(3600)
 @settings(max_examples=times(60, 500), deadline=None)
 @given(position=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), cut=st.booleans(), name=st.sampled_from(["state.pt", "manifest.json"]))
 def test_a_damaged_newest_falls_back_to_the_one_before(tmp_path_factory, position, bit, cut, name):

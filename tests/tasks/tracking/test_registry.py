@@ -143,6 +143,7 @@ def test_killed_between_upload_and_audit(point, versions, tracked, processes):
 
 
 @pytest.mark.chaos
+@pytest.mark.timeout(3600)  # 100 rounds of it
 def test_of_eight_promotions_at_once_one_wins(run, tmp_path, processes):
     for number in range(9):
         register_tiny("tiny", run.info.run_id, f"k{number}", tmp_path / "model")
