@@ -20,6 +20,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -148,7 +149,7 @@ def server(command: Sequence[str], folder: Path, sign: str) -> Iterator[None]:
     """A server started in `folder`, once the URL `sign` answers; it ends with all its processes."""
     # MLflow starts its workers as `uvicorn`.
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    path = folder / f"server-{free_port()}.log"
+    path = folder / f"server-{urlsplit(sign).port}.log"
     with path.open("w") as log:
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
         try:

@@ -66,6 +66,9 @@ def test_a_killed_node_costs_nothing_but_time(nodes, tmp_path, start, tiny):
     ranks = {rank: node for rank, node in raylets().items() if rank not in before}
     assert len(set(ranks.values())) == 2, "a rank on each of two nodes"
     os.kill(next(iter(ranks.values())), signal.SIGKILL)
+    while not set(raylets()) - set(before) - set(ranks):  # others have taken their place
+        assert time.monotonic() < deadline + 120 and process.process.is_alive(), process.err
+        time.sleep(0.05)
     result = process.wait(400).result
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     run = client.get_run(next(stage["run_id"] for stage in result["stages"] if stage["name"] == "pretrain"))
