@@ -28,6 +28,8 @@ from mlflow_server.worker import TAG
 
 ANCHOR = datetime(2024, 1, 1, tzinfo=UTC)
 """Intervals are counted from here, so that deploying again moves no run."""
+ONCE = timedelta(seconds=60)
+"""In which a run's end is told once: one that is cancelled crashes first, as its process is asked to end."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,7 @@ def _automate(client: Any, name: str, key: Any, timeout: float, told: Any) -> No
         trigger = EventTrigger(**run, after={"prefect.flow-run.Running"}, expect=ended, for_each={"prefect.resource.id"}, posture=Posture.Proactive, threshold=1, within=timedelta(seconds=timeout))
         wanted[f"warmstart: {name} takes too long"] = (trigger, [CancelFlowRun()])
     if told is not None:
-        trigger = EventTrigger(**run, expect={"prefect.flow-run.Failed", "prefect.flow-run.Crashed", "prefect.flow-run.Cancelled"}, for_each={"prefect.resource.id"}, posture=Posture.Reactive, threshold=1, within=timedelta(0))
+        trigger = EventTrigger(**run, expect={"prefect.flow-run.Failed", "prefect.flow-run.Crashed", "prefect.flow-run.Cancelled"}, for_each={"prefect.resource.id"}, posture=Posture.Reactive, threshold=1, within=ONCE)
         kind, block = told
         words = "flow.name ~ '/' ~ flow_run.name ~ ' is ' ~ flow_run.state.name ~ ': ' ~ (flow_run.state.message or '')"
         if kind == "webhook":

@@ -91,14 +91,18 @@ def register(
     return version(name, found.version)
 
 
-def register_backbone(name: str, *, run_id: str, key: str, path: str = "backbone", tags: Mapping[str, str] | None = None, alias: str = "champion") -> Version:
-    """The version of `name` for the pretrained backbone that the run stored under `path`, for `weights: models:/NAME@ALIAS`."""
+def register_backbone(name: str, *, run_id: str, key: str) -> Version:
+    """The version of `name` for the pretrained backbone that the run stored, as the champion: for `weights: models:/NAME@champion`.
+
+    No gate judges it: what was pretrained last is what is used, and the audit names the run.
+    """
     found = _with_key(name, key)
     if found is None:
-        root = f"{database.retry(database.client().get_run, run_id).info.artifact_uri}/{path}"
-        found = _create(name, root, run_id, {**(tags or {}), KEY: key, FILES: _sums(root)}, None)
-    database.retry(database.client().set_registered_model_alias, name, alias, str(found.version))
-    return version(name, found.version)
+        root = f"{database.retry(database.client().get_run, run_id).info.artifact_uri}/backbone"
+        found = _create(name, root, run_id, {KEY: key, FILES: _sums(root)}, None)
+    with _locked(name):
+        _notice(name)
+        return _promote(name, champion(name), found, {"run": run_id})
 
 
 def version(name: str, number: int | str) -> Version:
@@ -137,15 +141,7 @@ def promote(name: str, number: int, expected: int | None, evidence: Mapping[str,
                 f"the champion of {name} is version {now.version if now else 'none'}, not {expected or 'none'} as it was when version {number} "
                 "was judged. Run again, to compare with the present champion."
             )
-        verify(wanted)
-        before = now
-        if now is not None and now.version == wanted.version:
-            last = audit(name)[-1:]
-            noticed = bool(last) and last[0]["action"] == "noticed"
-            if last and last[0]["to"] == number and last[0].get("done") and not noticed:
-                return now
-            before = version(name, last[0]["from"]) if noticed and last[0]["from"] else champion(name, "previous")
-        return _move(name, before, wanted, "promote", evidence)
+        return _promote(name, now, wanted, evidence)
 
 
 def rollback(name: str, evidence: Mapping[str, Any]) -> Version:
@@ -170,8 +166,7 @@ def audit(name: str) -> list[dict[str, Any]]:
 def moved_by_hand(name: str) -> dict[str, Any] | None:
     """Where the champion is not what the audit says: `from` and `to` which version (None: none) somebody moved it, and `after` which time.
 
-    A move that was killed before it was marked as done is no such. None too for a model of whose champion there is no audit, as a
-    backbone's.
+    A move that was killed before it was marked as done is no such. None too for a model of whose champion there is no audit.
     """
     log = audit(name)
     done = [number for number, entry in enumerate(log) if entry.get("done")]
@@ -222,6 +217,19 @@ def move(name: str, number: int | None, reason: str) -> tuple[Version | None, Ve
     if number < 1:
         raise InputError(f"version {number} of {name}: versions are counted from 1")
     return now, promote(name, number, now.version if now else None, {"reason": reason})
+
+
+def _promote(name: str, now: Version | None, wanted: Version, evidence: Mapping[str, Any]) -> Version:
+    """Moves the champion under the lock, or ends the move that was killed; nothing where it is the champion by a move that is done."""
+    verify(wanted)
+    before = now
+    if now is not None and now.version == wanted.version:
+        last = audit(name)[-1:]
+        noticed = bool(last) and last[0]["action"] == "noticed"
+        if last and last[0]["to"] == wanted.version and last[0].get("done") and not noticed:
+            return now
+        before = version(name, last[0]["from"]) if noticed and last[0]["from"] else champion(name, "previous")
+    return _move(name, before, wanted, "promote", evidence)
 
 
 def _move(name: str, now: Version | None, wanted: Version, action: str, evidence: Mapping[str, Any]) -> Version:

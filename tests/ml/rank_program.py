@@ -4,11 +4,13 @@ The file holds phases, done one after the other: how many ranks, and what they d
 does not survive a fork.
 """
 
+import itertools
 import json
 import multiprocessing
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,13 +24,26 @@ from ml.plan import Plan, read_weights, save_weights
 from ml.recipe import Strategy
 
 
-def act(plan: str, workdir: str, stop: int = 0, strategy: str = "ddp") -> None:
+def poison(module: torch.nn.Module, at: int) -> None:
+    """The loss of the last rank's call number `at` is not finite."""
+    real, calls = module.step, itertools.count(1)
+
+    def step(batch):
+        result = real(batch)
+        return replace(result, loss=result.loss * float("nan")) if next(calls) == at and ranks.rank() == ranks.count() - 1 else result
+
+    module.step = step
+
+
+def act(plan: str, workdir: str, stop: int = 0, strategy: str = "ddp", poisoned: int = 0) -> None:
     """One training in `workdir`, stopped at the step `stop`; leaves its curve and its weights there."""
     planned, folder = Plan.read(Path(plan)), Path(workdir)
     given = planned.bare()
     read_weights(given, Path(plan) / "given.safetensors")
     torch.manual_seed(0)  # for what is put around it
     training = planned.build(given, torch.device("cpu"))
+    if poisoned:
+        poison(training.module, poisoned)
     file = folder / "curve.json"
     curve = json.loads(file.read_text()) if file.exists() else {}
 

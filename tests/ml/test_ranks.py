@@ -42,6 +42,8 @@ WAYS = {
     "divided, 1, divided": ("unfreezing", [(2, "fsdp"), (1, "ddp"), (2, "fsdp")]),
 }
 STOP = 3
+POISONED = {"unfreezing": 5, "accumulated": 11}
+"""Cases trained once more, in which one rank's loss is not finite at this call: one that returns to a checkpoint, one to the first weights."""
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +69,9 @@ def trained(tmp_path_factory, tiny, tiny_text, tiny_heads):
         (folder / case / workdir).mkdir(exist_ok=True)
         return {"plan": str(folder / case), "workdir": str(folder / case / workdir), **more}
 
+    def bad(case, way):
+        return action(case, f"{way} poisoned", strategy="ddp" if way == "1" else way, poisoned=POISONED[case])
+
     def group(ranks, *actions):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -80,8 +85,8 @@ def trained(tmp_path_factory, tiny, tiny_text, tiny_heads):
 
     phases = [[group(ranks, *[one for wanted, one in turns(number) if wanted == ranks]) for ranks in (1, 2)] for number in range(4)]
     phases[0] += [
-        group(1, *[action(case, "1") for case in CASES]),
-        *[group(2, *[action(case, one.value, strategy=one.value) for case in CASES]) for one in Strategy],
+        group(1, *[action(case, "1") for case in CASES], *[bad(case, "1") for case in POISONED]),
+        *[group(2, *[action(case, one.value, strategy=one.value) for case in CASES], *[bad(case, one.value) for case in POISONED]) for one in Strategy],
     ]
     (folder / "jobs.json").write_text(json.dumps(phases))
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -125,3 +130,11 @@ def test_a_checkpoint_of_one_number_of_ranks_goes_on_with_another(way, trained):
     case, who = WAYS[way]
     same(trained / case / "1", trained / case / way)
     assert json.loads((trained / case / way / "curve.json").read_text())["processes"] == [number for number, _ in groupby(ranks for ranks, _ in who)]
+
+
+@pytest.mark.parametrize("strategy", Strategy)
+@pytest.mark.parametrize("case", POISONED)
+def test_a_loss_that_is_not_finite_in_one_rank_takes_all_of_them_back(case, strategy, trained):
+    same(trained / case / "1 poisoned", trained / case / f"{strategy.value} poisoned")
+    returns = [step for step, metrics in curve(trained / case / "1 poisoned").items() if "train/returns" in metrics]
+    assert len(returns) == 1

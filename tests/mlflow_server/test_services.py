@@ -132,7 +132,7 @@ def test_a_run_whose_process_was_killed_goes_on(team, slow, victim, seed):
     forget(team, found)
 
 
-@pytest.mark.parametrize(("name", "seconds"), [("postgresql", 0), ("mlflow", 30), ("prefect", 30), ("prefect", 120)])
+@pytest.mark.parametrize(("name", "seconds"), [("postgresql", 0), ("mlflow", 30), ("prefect", 30), ("prefect", 120), *([("mlflow", 600)] if OFTEN else [])])
 @pytest.mark.chaos
 def test_a_run_outlives_a_server_that_is_away(team, slow, name, seconds):
     if name not in team.status()["services"]:
@@ -223,10 +223,14 @@ BLOCKS = {
 }
 
 
+def make_block(team, kind: str, url: str) -> None:
+    subprocess.run([sys.executable, "-W", "ignore", "-c", BLOCKS[kind].format(url=url)], env={**os.environ, **team.clients()}, check=True, capture_output=True)
+
+
 @pytest.mark.parametrize("kind", BLOCKS)
 def test_a_run_that_fails_is_told(team, told, kind):
     url, found = told
-    subprocess.run([sys.executable, "-W", "ignore", "-c", BLOCKS[kind].format(url=url)], env={**os.environ, **team.clients()}, check=True, capture_output=True)
+    make_block(team, kind, url)
     team.run("deploy", "tiny.yaml", "name=gone", "data.source.options.path=/nowhere \"at all\"", "--notify", f"{kind}/ops")
     run = team.start("pretrain-finetune/gone")
     wait_for(lambda: found)
@@ -235,15 +239,20 @@ def test_a_run_that_fails_is_told(team, told, kind):
     assert "pretrain-finetune/gone" in text and "is Failed: " in text and '/nowhere "at all"' in text
 
 
-def test_a_run_that_takes_too_long_is_cancelled(team, told):
+def test_a_run_that_takes_too_long_is_cancelled_and_told_once(team, told):
+    url, found = told
     content = yaml.safe_load((team.folder / "tiny.yaml").read_text())
     content["pretraining"]["fit"] = {"samples": 10**8, "batch_size": 16}
     (team.folder / "endless.yaml").write_text(yaml.safe_dump(content | {"name": "endless"}))
-    team.run("deploy", "endless.yaml", "--timeout", "10")
+    make_block(team, "webhook", url)
+    team.run("deploy", "endless.yaml", "--timeout", "10", "--notify", "webhook/ops")
     run = team.start("pretrain/endless")
     wait_for(lambda: team.flow_run(run)["state_type"] == "CANCELLED")
     experiment = team.mlflow("experiments/get-by-name?experiment_name=endless")["experiment"]["experiment_id"]
     wait_for(lambda: not [one for one in team.mlflow("runs/search", {"experiment_ids": [experiment]})["runs"] if one["info"]["status"] == "RUNNING"])
+    wait_for(lambda: found)
+    time.sleep(10)  # in which its other states would have been told
+    assert len(found) == 1 and "pretrain/endless" in json.loads(found[0])["text"]
 
 
 def test_nothing_listens_beyond_this_machine(team):

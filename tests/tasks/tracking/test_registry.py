@@ -166,7 +166,7 @@ def test_backbones_by_uri(run, tmp_path):
         (tmp_path / name).write_text(name)
         database.client().log_artifact(run_id, str(tmp_path / name), "backbone")
     one = registry.register_backbone("digits-backbone", run_id=run_id, key="b1")
-    assert registry.register_backbone("digits-backbone", run_id=run_id, key="b1") == one
+    assert registry.register_backbone("digits-backbone", run_id=run_id, key="b1") == one and one.aliases == ("champion",)
     for uri in ("models:/digits-backbone@champion", "models:/digits-backbone/1", f"runs:/{run_id}", f"runs:/{run_id}/backbone"):
         assert (artifacts.resolve_weights(uri) / "backbone.safetensors").read_text() == "backbone.safetensors"
     database.client().log_text(run_id, "x", "other/file")
@@ -179,3 +179,14 @@ def test_backbones_by_uri(run, tmp_path):
     ):
         with pytest.raises(InputError, match=message):
             artifacts.resolve_weights(uri)
+
+
+def test_who_made_a_backbone_the_champion_stands_in_the_audit(run, tmp_path):
+    run_id = run.info.run_id
+    (tmp_path / "backbone.json").write_text("{}")
+    database.client().log_artifact(run_id, str(tmp_path / "backbone.json"), "backbone")
+    one, other = (registry.register_backbone("audited-backbone", run_id=run_id, key=key) for key in ("b1", "b2"))
+    registry.register_backbone("audited-backbone", run_id=run_id, key="b1")
+    moves = [(entry["from"], entry["to"], entry["evidence"], entry["done"]) for entry in registry.audit("audited-backbone")]
+    assert moves == [(before, to, {"run": run_id}, True) for before, to in ((None, one.version), (one.version, other.version), (other.version, one.version))]
+    assert registry.rollback("audited-backbone", {"reason": "complaints"}).version == other.version
