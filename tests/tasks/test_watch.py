@@ -15,8 +15,10 @@ from made import draw
 from PIL import Image
 
 from flows.watch import watch
-from ml import observed
+from ml import drift, observed
 from ml.contracts import InputError
+from ml.heads import HEADS
+from ml.predictor import frame_of
 from ml.recipe import load
 from tasks.tracking import database, registry
 from tasks.tracking.artifacts import fetch
@@ -24,14 +26,24 @@ from tasks.watch import observe, recent
 
 
 @pytest.fixture
-def recipe(finished, tiny, tmp_path, monkeypatch):
-    """The recipe of a finished run, whose folder this process works in."""
-    monkeypatch.chdir(finished.folder)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{finished.folder / 'mlflow.db'}")
-    monkeypatch.setenv("WARMSTART_HOME", str(finished.folder / ".warmstart"))
-    database.prepare()
-    yield load(tiny)
+def within(monkeypatch):
+    """Has this process work in the folder of a finished run."""
+
+    def enter(folder: Path) -> None:
+        monkeypatch.chdir(folder)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
+        monkeypatch.setenv("WARMSTART_HOME", str(folder / ".warmstart"))
+        database.prepare()
+
+    yield enter
     mlflow.set_tracking_uri(None)
+
+
+@pytest.fixture
+def recipe(finished, tiny, within):
+    """The recipe of a finished run, in whose folder this process works."""
+    within(finished.folder)
+    return load(tiny)
 
 
 def keep(folder: Path, pictures: list[bytes], days: float = 0, name: str = "0") -> Path:
@@ -40,6 +52,16 @@ def keep(folder: Path, pictures: list[bytes], days: float = 0, name: str = "0") 
     time = datetime.now(UTC) - timedelta(days=days)
     table = pa.table({"time": pa.array([time] * len(pictures), pa.timestamp("us", "UTC")), "model": ["models:/tiny/1"] * len(pictures), "image": pa.array(pictures, pa.binary()), "label": ["x"] * len(pictures)})
     pq.write_table(table, folder / f"samples-{name}.parquet")
+    return folder
+
+
+def keep_items(folder: Path, recipe, change=lambda text: text) -> Path:
+    """All items of the recipe's data, each of their texts changed, as samples."""
+    folder.mkdir()
+    source, modality = recipe.data.source.make(), recipe.data.modality.make()
+    frame = frame_of([modality.request(item.data) for item in source.read(source.scan()["key"].tolist())], modality).map(change)
+    frame.insert(0, "time", datetime.now(UTC))
+    frame.to_parquet(folder / "samples-0.parquet")
     return folder
 
 
@@ -110,6 +132,19 @@ def test_what_cannot_be_watched_is_told(recipe, tmp_path, monkeypatch):
         look(recipe, tmp_path)
     with pytest.raises(InputError, match="expected a level between 0 and 1"):
         watch.fn(recipe, str(tmp_path), level=0.0)
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("head", [name for name, head in HEADS.items() if not head.labels])
+def test_heads_without_classes_are_watched_by_what_they_read(tiny_heads, finished_heads, within, head, tmp_path, monkeypatch):
+    within(finished_heads(head).folder)
+    recipe = load(tiny_heads[head])
+    monkeypatch.setattr(registry, "champion", lambda name: registry.version(name, 1))  # of which the gate thinks what it likes
+    monkeypatch.setattr(drift, "LEAST", 5)  # these data are small
+    same = look(recipe, keep_items(tmp_path / "same", recipe))
+    assert [one["name"] for one in same["comparisons"]] == ["inputs"] and same["reasons"] == [] and same["unusable"] == 0
+    other = look(recipe, keep_items(tmp_path / "other", recipe, lambda text: " ".join(word[:1].upper() + "zq" for word in text.split())))
+    assert any("inputs have drifted" in one for one in other["reasons"])
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x80\x04K\x01."])
