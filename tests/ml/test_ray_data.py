@@ -3,6 +3,7 @@
 import filecmp
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from ml.contracts import Decoded
 from ml.engines import ENGINES, data
 from ml.launch import RanksFailed
 from ml.modalities import MODALITIES
+from ml.onnx_graph import GRAPHS, Graph, export, quantise
 from ml.predictor import Predictor
 from ml.preprocess import preprocess
 from ml.ray_workers import Decoder, Scorer, described, packed, parts, row, state, unpacked
@@ -126,6 +128,20 @@ def test_a_killed_scoring_leaves_no_process_and_goes_on_to_the_same_file(two, te
     assert summary["resumed_parts"] >= 1
     assert {name: summary[name] for name in ("rows", "scored", "failed")} == {name: expected[name] for name in ("rows", "scored", "failed")}
     assert filecmp.cmp(output, tmp_path / "local.parquet", shallow=False)
+
+
+@pytest.mark.skipif(find_spec("onnxruntime") is None or find_spec("onnxscript") is None, reason="needs the extra onnx")
+@pytest.mark.parametrize("engine", GRAPHS)
+def test_exported_graphs_score_on_it_too(two, text_model, tmp_path, engine):
+    folder = Path(shutil.copytree(text_model.folder / "model", tmp_path / "model"))
+    export(folder)
+    quantise(folder)
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps({"text": line}) for line in [*text_model.lines, ""]))
+    given = f"models:/m/1 {engine}", [str(tmp_path / "rows.jsonl")]
+    data(two).score(folder, engine, *given, tmp_path / "ray.parquet", 4, "", two)
+    with Graph(folder, 1, engine) as graph:
+        scoring.score(Predictor.load(folder, graph=graph), *given, tmp_path / "local.parquet", 4)
+    assert filecmp.cmp(tmp_path / "ray.parquet", tmp_path / "local.parquet", shallow=False)
 
 
 def test_a_node_that_sees_other_data_is_an_error_and_no_quarantine(tiny, tmp_path):
