@@ -150,6 +150,8 @@ class Source(Protocol):
     """
 
     Options: ClassVar[type[Options]]
+    options: Options
+    """Those given, of which another process makes the source again."""
 
     def __init__(self, options: Options) -> None: ...
     def scan(self) -> pd.DataFrame: ...
@@ -194,6 +196,8 @@ class Modality(Protocol):
 
     Options: ClassVar[type[Options]]
     Augmentation: ClassVar[type[Options]]
+    options: Options
+    """Those given, of which another process makes the modality again."""
 
     def __init__(self, options: Options) -> None: ...
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ml.contracts import Batch, Part
+from ml.networks import meet
 
 T = TypeVar("T")
 
@@ -26,6 +27,7 @@ _patient: dist.ProcessGroup | None = None
 
 def begin(device: torch.device, silence: float) -> None:
     """Joins the process group that the environment describes; a rank that is silent for `silence` seconds ends a step's exchange with an error."""
+    meet(os.environ["MASTER_ADDR"])
     store, rank, count = next(dist.rendezvous("env://", timeout=timedelta(seconds=silence)))
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # the launcher's outlives a restart: it holds addresses of ranks that are gone
         store = dist.PrefixStore(f"attempt-{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)

@@ -94,7 +94,7 @@ def _connected(compute: Compute, objects: int) -> Iterator[None]:
     with TemporaryDirectory(prefix="ray-") as home:  # not beside the work: a socket's path must be short
         if compute.address:
             try:
-                ray.init(compute.address, runtime_env={"py_modules": [str(ROOT / "ml")]}, **quiet)
+                ray.init(compute.address, runtime_env={"py_modules": [str(ROOT / "ml")], "worker_process_setup_hook": "ml.networks.meet_nodes"}, **quiet)
             except (ConnectionError, RuntimeError, ValueError) as error:
                 raise InputError(f"cannot work on the Ray cluster at {compute.address}: {' '.join(str(error).split())[:300]}") from None
         else:

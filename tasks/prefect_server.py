@@ -3,7 +3,8 @@
     with server(): ...                    # or: handle = start(); ...; handle.wait(); ...; handle.close()
 
 PREFECT_API_URL, set or in the active profile, is used as it is. Without one, all Warmstart processes of a PREFECT_HOME share a
-server that lives no longer than they do (prefect_supervisor.py): one server a database, so that its tables are made once.
+server that lives no longer than they do (prefect_supervisor.py): one server a database, so that its tables are made once. Where
+another machine that mounts the same folder has its server there, this one has its own in a folder below.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import contextvars
 import fcntl
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -23,6 +25,7 @@ from typing import Any
 
 from ml.contracts import InputError
 from ml.masking import mask
+from tasks.hosts import this_host
 from tasks.reach import wait_for
 
 PATIENCE = 20.0  # seconds for a server that somebody else runs
@@ -87,8 +90,11 @@ class Handle:
         deadline, begun = time.monotonic() + STARTUP, 0
         while time.monotonic() < deadline and not self._closed.is_set():
             found = _published(folder)
+            if found is not None and found["host"] != this_host():
+                users.close()
+                return self._share(folder / "hosts" / socket.gethostname())
             if found is not None:
-                return found
+                return {"url": found["url"], "auth": found["auth"]}
             if _unsupervised(folder):
                 if begun == ATTEMPTS:
                     break
@@ -140,13 +146,14 @@ def _remedy() -> str:
 
 
 def _published(folder: Path) -> dict[str, Any] | None:
-    """What the supervisor has published, if its server lives."""
+    """What the supervisor has published, if its server lives, as far as this machine can tell."""
     try:
         found = json.loads((folder / "server.json").read_text())
-        os.kill(found["server"], 0)
+        if found.setdefault("host", this_host()) == this_host():  # an older Warmstart's does not say
+            os.kill(found["server"], 0)
     except (OSError, ValueError, KeyError):
         return None
-    return None if _unsupervised(folder) else {"url": found["url"], "auth": found["auth"]}
+    return None if _unsupervised(folder) else found
 
 
 def _unsupervised(folder: Path) -> bool:
@@ -163,7 +170,7 @@ def _supervise(folder: Path, home: Path) -> bool:
     """Starts a supervisor, in a session of its own: the terminal's Ctrl-C is for its clients. False if there was one already."""
     with (folder / "server.log").open("ab") as log:
         done = subprocess.run(
-            [sys.executable, str(SUPERVISOR), str(folder)],
+            [sys.executable, str(SUPERVISOR), str(folder), this_host()],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -1,10 +1,10 @@
 """Keeps one Prefect server for all Warmstart processes of a PREFECT_HOME, for as long as one of them lives.
 
-    python prefect_supervisor.py FOLDER
+    python prefect_supervisor.py FOLDER HOST
 
 Each client holds a shared lock on FOLDER/users.lock. The kernel drops it with the process, however that ends; when none is left,
-the server is stopped. FOLDER/server.json (for its owner alone) says where the server is, once it answers. Only the standard
-library is imported, so that this process starts at once and stays small.
+the server is stopped. FOLDER/server.json (for its owner alone) says where the server is, and on which host, once it answers.
+Only the standard library is imported, so that this process starts at once and stays small.
 """
 
 import ctypes
@@ -35,7 +35,7 @@ SETTINGS = {
 }
 
 
-def main(folder: Path) -> int:
+def main(folder: Path, host: str) -> int:
     """Leaves a supervisor behind and gives 0, or 1 if there is one already."""
     with (folder / "supervisor.lock").open("a") as supervisor:
         deadline = time.monotonic() + 2.0
@@ -46,11 +46,11 @@ def main(folder: Path) -> int:
             time.sleep(0.02)
         # The child keeps the lock. It is nobody's child, so that no client has to wait for its end.
         if os.fork() == 0:
-            supervise(folder)
+            supervise(folder, host)
     return 0
 
 
-def supervise(folder: Path) -> None:
+def supervise(folder: Path, host: str) -> None:
     """Runs the server until no client is left."""
     with (folder / "users.lock").open("a") as users:
         published = folder / "server.json"
@@ -65,7 +65,7 @@ def supervise(folder: Path) -> None:
                 server = serve(port, auth)
                 if not answers(server, port, users):
                     return
-                publish(published, {"url": f"http://127.0.0.1:{port}/api", "auth": auth, "server": server.pid, "supervisor": os.getpid()})
+                publish(published, {"url": f"http://127.0.0.1:{port}/api", "auth": auth, "server": server.pid, "supervisor": os.getpid(), "host": host})
                 while server.poll() is None:  # a server that died is started again at its address: its clients wait for it
                     if lock(users):
                         return
@@ -134,4 +134,4 @@ def end(server: subprocess.Popen) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2]))

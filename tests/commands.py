@@ -3,10 +3,20 @@
 import json
 import os
 import signal
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+COMMAND = str(Path(sys.executable).parent / "warmstart")
+"""As a user's shell has it."""
+
+
+def clean_environment() -> dict[str, str]:
+    """This process's environment without what configures servers, and with one thread for each computation."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_", "WARMSTART_"))}
+    return {**kept, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "", "COLUMNS": "80"}
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ for the installed command itself.
 
 import multiprocessing
 import multiprocessing.forkserver
-import os
 import secrets
 import subprocess
 import sys
@@ -24,7 +23,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))  # processes and tests import flow_processes, made and toy by their names
 
 import flow_processes
-from commands import Done, Running
+from commands import COMMAND, Done, Running, clean_environment
 from made import HEADS_WITHOUT_CLASSES, TEXT, draw, write_recipe, write_texts
 
 from flows.session import QUIET
@@ -88,12 +87,6 @@ def shared_data() -> Path:
     if not SHARED.is_dir():
         pytest.skip("needs ../shared/data, which this machine does not have")
     return SHARED
-
-
-def clean_environment() -> dict[str, str]:
-    """This process's environment without what configures servers, and with one thread for each computation."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_", "WARMSTART_"))}
-    return {**kept, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "", "COLUMNS": "80"}
 
 
 @pytest.fixture(scope="session")
@@ -167,9 +160,6 @@ def bucket(s3) -> str:
 
     fsspec.filesystem("s3").mkdir("warmstart")
     return "s3://warmstart"
-
-
-COMMAND = str(Path(sys.executable).parent / "warmstart")
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,6 @@ machines are started by `warmstart join` there.
 
 from __future__ import annotations
 
-import socket
 import sys
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from ml.contracts import InputError, Report
 from ml.device import device_of
 from ml.fit import Fitted
 from ml.launch import LOOK, check_device, launch
+from ml.networks import seen_from
 from ml.plan import Plan
 from ml.recipe import Compute
 from ml.training import Training
@@ -58,12 +58,8 @@ def _meeting(folder: Path, compute: Compute, host: bool) -> list[str]:
 
 
 def _seen_from(address: str) -> str:
-    """This machine's address in the network of the other one: nothing is sent to find it."""
     host, _, port = address.rpartition(":")
     try:
-        family, kind, protocol, _, place = socket.getaddrinfo(host, int(port), type=socket.SOCK_DGRAM)[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.connect(place)
-            return probe.getsockname()[0]
+        return seen_from(host, int(port))
     except OSError as error:
         raise InputError(f"compute.address={address} is no place that this machine can reach: {error}. Give a name and a free port of the machine that runs the stage.") from None

@@ -24,7 +24,7 @@ class SklearnDigits:
         pass
 
     def __init__(self, options: SklearnDigits.Options) -> None:
-        pass
+        self.options = options
 
     @cached_property
     def _digits(self) -> Any:

@@ -10,16 +10,15 @@ from __future__ import annotations
 import json
 import logging
 import os
-import socket
 import threading
 import time
 import uuid
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tasks.hosts import this_host
 from tasks.tracking import database
 
 if TYPE_CHECKING:
@@ -55,7 +54,7 @@ class Lease:
     def mine(cls, fence: int = 1) -> Lease:
         pid, token = os.getpid(), uuid.uuid4().hex[:12]
         _mine.add(token)
-        return cls(host(), pid, _started(pid) or 0, token, fence, time.time())
+        return cls(this_host(), pid, _started(pid) or 0, token, fence, time.time())
 
     def dump(self) -> str:
         return json.dumps(asdict(self))
@@ -76,19 +75,11 @@ def alive(lease: Lease | None) -> bool | None:
     """True or False where this host can tell, None for a lease of another host."""
     if lease is None or lease.released:
         return False
-    if lease.host != host():
+    if lease.host != this_host():
         return None
     if lease.pid == os.getpid():  # an attempt of this process that ended while MLflow was away could not release it
         return lease.token in _mine
     return _started(lease.pid) == lease.started
-
-
-@cache
-def host() -> str:
-    """This machine and boot, and the process namespace in it: where process ids mean the same."""
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    space = Path("/proc/self/ns/pid")
-    return f"{socket.gethostname()}/{boot.read_text().strip() if boot.exists() else ''}/{space.readlink() if space.exists() else ''}"
 
 
 def acquire(run_id: str, say: Callable[[str], None] = _log.warning) -> Lease:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from tempfile import TemporaryDirectory
 
 import psutil
@@ -36,37 +37,39 @@ CHANGES = [
 
 @pytest.fixture
 def nodes():
-    """The address of a cluster of a head that computes nothing and three nodes of one core."""
+    """The folder and the address of a cluster of a head that computes nothing and three nodes of one core."""
     with TemporaryDirectory(prefix="ray-") as folder, pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "token")
         patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
         process = subprocess.Popen([sys.executable, "-c", NODES], env={**os.environ, "RAY_TMPDIR": folder}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         try:
-            yield process.stdout.readline().strip()
+            yield folder, process.stdout.readline().strip()
         finally:
             process.communicate()
 
 
-def raylets() -> dict[int, int]:
-    """Of each rank that trains: its process id, and that of its node."""
+def raylets(folder: str) -> dict[int, int]:
+    """Of each rank that trains on the cluster in the folder: its process id, and that of its node."""
     found = {}
     for process in psutil.process_iter(["cmdline", "ppid"]):
         if (process.info["cmdline"] or [""])[0].startswith("ray::RayTrainWorker"):
-            found[process.pid] = process.info["ppid"]
+            with suppress(psutil.NoSuchProcess):
+                if folder in " ".join(psutil.Process(process.info["ppid"]).cmdline()):
+                    found[process.pid] = process.info["ppid"]
     return found
 
 
 def test_a_killed_node_costs_nothing_but_time(nodes, tmp_path, start, tiny):
-    before = raylets()
-    process = start(tmp_path, "run", tiny, "--json", *CHANGES, f"compute.address={nodes}", RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=os.environ["RAY_AUTH_TOKEN"])
+    folder, address = nodes
+    process = start(tmp_path, "run", tiny, "--json", *CHANGES, f"compute.address={address}", RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=os.environ["RAY_AUTH_TOKEN"])
     deadline = time.monotonic() + 240
     while newest_step(tmp_path) < 3:
         assert time.monotonic() < deadline and process.process.is_alive(), process.err
         time.sleep(0.05)
-    ranks = {rank: node for rank, node in raylets().items() if rank not in before}
+    ranks = raylets(folder)
     assert len(set(ranks.values())) == 2, "a rank on each of two nodes"
     os.kill(next(iter(ranks.values())), signal.SIGKILL)
-    while not set(raylets()) - set(before) - set(ranks):  # others have taken their place
+    while not set(raylets(folder)) - set(ranks):  # others have taken their place
         assert time.monotonic() < deadline + 120 and process.process.is_alive(), process.err
         time.sleep(0.05)
     result = process.wait(400).result

@@ -1,8 +1,10 @@
 """The temporary Prefect server: one for all, for as long as one of them lives, and no longer."""
 
+import fcntl
 import json
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -103,6 +105,21 @@ def test_a_killed_supervisor_takes_its_server_along(client):
     found = json.loads((client.folder / "server.json").read_text())
     os.kill(found["supervisor"], signal.SIGKILL)
     until(lambda: gone(found["server"]), 15)
+
+
+def test_where_another_machine_has_its_server_in_the_folder_this_one_has_its_own(client):
+    client.folder.mkdir(parents=True)
+    with (client.folder / "supervisor.lock").open("a") as lock, (client.folder / "users.lock").open("a") as users:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        told = {"url": "http://127.0.0.1:9/api", "auth": "a:b", "server": os.getpid(), "supervisor": os.getpid(), "host": "another"}
+        (client.folder / "server.json").write_text(json.dumps(told))
+        one = client("stay")
+        url = one.stdout.readline().strip()
+        own = client.folder / "hosts" / socket.gethostname() / "warmstart" / "server.json"
+        assert json.loads(own.read_text())["url"] == url != told["url"]
+        fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the other machine's may end
+    one.kill()
+    until(lambda: not own.exists(), 15)
 
 
 def test_a_configured_server_that_is_away(monkeypatch):

@@ -67,7 +67,7 @@ def options(tmp_path, tree, png, monkeypatch):
 def test_a_source_keeps_its_promises(name, options, tmp_path):
     chosen = SOURCES[name]
     first, second = (chosen(chosen.Options(**options[name])) for _ in range(2))
-    assert isinstance(first, Source)
+    assert isinstance(first, Source) and first.options == chosen.Options(**options[name])
     frame = first.scan()
     assert list(frame.columns) == ["key", "label", "split", "group", "slice"]
     assert frame["key"].is_unique

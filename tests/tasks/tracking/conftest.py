@@ -47,10 +47,15 @@ def processes():
     """Starts functions of tracking_workers.py in processes of their own, forked from one that has imported MLflow."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["mlflow", "mlflow.store.tracking.sqlalchemy_store", "tracking_workers"])
+    started = []
 
     def start(function: str, *arguments, crash: str = "") -> multiprocessing.Process:
         process = context.Process(target=workers.enter, args=(str(Path.cwd()), dict(os.environ), crash, function, arguments))
         process.start()
+        started.append(process)
         return process
 
     yield start
+    for process in started:
+        process.kill()
+        process.join()

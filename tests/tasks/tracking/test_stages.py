@@ -137,7 +137,13 @@ def test_an_owner_whose_run_was_taken_over_stops(tracked, processes):
     until(lambda: Path("bodies-k").exists())
     [run] = stage_runs("fenced")
     mine = lease.Lease.mine(fence=2)
-    database.client().set_tag(run.info.run_id, lease.TAG, mine.dump())
+
+    def taken() -> bool:  # a heartbeat that looked before may write after: so whoever takes a lease looks again
+        database.client().set_tag(run.info.run_id, lease.TAG, mine.dump())
+        time.sleep(lease.SETTLE)
+        return lease.held(run.info.run_id, mine)
+
+    until(taken)
     process.join(60)
     assert process.exitcode == 1 and not Path("done").exists()
     after = database.client().get_run(run.info.run_id)
