@@ -36,6 +36,8 @@ def host(content, place, installed):
     one = namespaces.Namespace("compose", place, "".join(f"127.0.0.1 {name}\n" for name in content["services"]), environment)
     yield one
     one.remove()
+    for log in sorted(place.glob("*/log")):  # which are shown where the test failed
+        print(f"--- {log.parent.name}\n{log.read_text()[-4000:]}")
 
 
 def healthy(host: namespaces.Namespace, check: list[str], **more) -> None:
@@ -78,8 +80,8 @@ def test_they_find_each_other_and_do_the_job(content, host, tiny):
     worker = {"environment": services["worker"]["environment"], "cwd": host.folder / "worker"}
     made = host.run("warmstart", "deploy", tiny, **worker)
     assert "pretrain-finetune/tiny" in made
-    said = host.run("prefect", "deployment", "run", "pretrain-finetune/tiny", "--watch", **worker)
-    assert "finished successfully" in said, (said, (host.folder / "worker" / "log").read_text())
+    said = host.run("prefect", "deployment", "run", "pretrain-finetune/tiny", "--watch", "--watch-timeout", "500", seconds=550, **worker)
+    assert "finished successfully" in said, said
     assert "champion" in host.run("warmstart", "models", "tiny", **worker)
     refused = host.start(sys.executable, "-c", "import urllib.request; urllib.request.urlopen('http://mlflow:5000/api/2.0/mlflow/experiments/get?experiment_id=0')")
     assert refused.wait() != 0, "without a password"
