@@ -46,9 +46,18 @@ class Team:
         return self._ask(f"{self.clients()['MLFLOW_TRACKING_URI']}/api/2.0/mlflow/{path}", content)
 
     def _ask(self, url: str, content: dict | None):
+        """The answer, asked again where the server is busy, as its own clients do: on SQLite that happens."""
         request = urllib.request.Request(url, None if content is None else json.dumps(content).encode(), {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return json.load(answer)
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                with urllib.request.urlopen(request, timeout=60) as answer:
+                    return json.load(answer)
+            except urllib.error.HTTPError as error:
+                error.close()
+                if error.code != 503 or time.monotonic() > deadline:
+                    raise
+            time.sleep(1)
 
     def start(self, deployment: str) -> str:
         """Triggers a run of a deployment and gives its id."""
