@@ -32,7 +32,7 @@ SETTINGS = [
 
 
 def main() -> None:
-    given = arguments("memory", __doc__, pairs=2).parse_args()
+    given = arguments("memory", __doc__, pairs=1).parse_args()
     os.environ["OMP_NUM_THREADS"] = str(given.threads)
     with tempfile.TemporaryDirectory(prefix="memory-") as scratch, prefect_server(Path(scratch)):
         for times in TIMES:

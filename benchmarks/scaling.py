@@ -33,7 +33,7 @@ Taken = dict[str, float]
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=6, help="times that each arm is run")
+    parser.add_argument("--rounds", type=int, default=1, help="times that each arm is run")
     parser.add_argument("--recipe", type=Path, default=RECIPE)
     parser.add_argument("--samples", type=int, default=40_000, help="rows that are trained on, one after another")
     parser.add_argument("--batch", type=int, default=256, help="rows of a batch")
