@@ -43,7 +43,7 @@ WAYS = {
 }
 STOP = 3
 POISONED = {"unfreezing": 5, "accumulated": 11}
-"""Cases trained once more, in which one rank's loss is not finite at this call: one that returns to a checkpoint, one to the first weights."""
+"""Cases trained once more, in which one rank's loss is not finite at this call, before the first checkpoint: they return to the first weights."""
 
 
 @pytest.fixture(scope="module")
