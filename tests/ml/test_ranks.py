@@ -26,7 +26,7 @@ SGD = ["fit.optimizer=sgd", "fit.epochs=2"]
 CASES = {
     "images": ("finetune", "image", ["fit.batch_size=27", "fit.learning_rate=0.05", "fit.ema=0.9", "balance=weights", "augmentation={mixup: 0.4, noise: 0.1}"]),
     "accumulated": ("finetune", "image", ["fit.batch_size=27", "fit.learning_rate=0.05", "fit.accumulate=3"]),
-    "unfreezing": ("finetune", "image", ["fit.batch_size=27", "fit.learning_rate=0.05", "fit.epochs=4", "fit.ema=0.9", "method=gradual-unfreezing"]),
+    "unfreezing": ("finetune", "image", ["fit.batch_size=27", "fit.learning_rate=0.05", "fit.epochs=4", "fit.ema=0.9", "method=gradual-unfreezing", "fit.checkpoint_seconds=0"]),
     "probe": ("finetune", "image", ["fit.batch_size=27", "fit.learning_rate=0.05", "method=linear-probe", "augmentation.preset=none"]),
     "texts": ("finetune", "text", ["fit.batch_size=27", "fit.learning_rate=0.1"]),
     "language-model": ("finetune", "language-model", ["fit.batch_size=7", "fit.learning_rate=0.1"]),
@@ -43,7 +43,7 @@ WAYS = {
 }
 STOP = 3
 POISONED = {"unfreezing": 5, "accumulated": 11}
-"""Cases trained once more, in which one rank's loss is not finite at this call, before the first checkpoint: they return to the first weights."""
+"""Cases trained once more, in which one rank's loss is not finite at this call: the first returns to a checkpoint, the other to the first weights."""
 
 
 @pytest.fixture(scope="module")
