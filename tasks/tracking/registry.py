@@ -241,7 +241,7 @@ def _move(name: str, now: Version | None, wanted: Version, action: str, evidence
     if now is not None:
         database.retry(client.set_registered_model_alias, name, "previous", str(now.version))
     database.retry(client.set_registered_model_alias, name, "champion", str(wanted.version))
-    crash_point("register.alias")
+    crash_point(f"register.alias.{name}")
     if _shared():  # the lock is of this host: another's move would be seen by now, and the last one has it
         time.sleep(lease.SETTLE)
     after = champion(name)

@@ -25,7 +25,8 @@ POINTS = [
     "finetune.step:3",
     "register.uploaded",
     "register.version",
-    "register.alias",
+    "register.alias.tiny-backbone",
+    "register.alias.tiny",
 ]
 """Each next attempt dies at the next point; where a point lies behind, the attempt before has got past it."""
 TEXT_POINTS = ["preprocess.chunk", "pretrain.step:3", "checkpoint.write", "finetune.step:3", "register.version"]

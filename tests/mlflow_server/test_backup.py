@@ -165,7 +165,7 @@ def fetchable(uri: str) -> bool:
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("point", ["register.uploaded", "register.version", "register.alias"])
+@pytest.mark.parametrize("point", ["register.uploaded", "register.version", "register.alias.second-backbone", "register.alias.second"])
 def test_clean_up_while_a_version_is_promoted(folder, start, tiny, point):
     before = answers()
     quick = ["seed=2", "registration.model=second", "finetuning.baseline=false", "finetuning.classical=false"]

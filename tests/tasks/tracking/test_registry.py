@@ -99,7 +99,7 @@ def test_rollback_notes_it_too_and_a_promotion_of_what_was_set_by_hand_keeps_the
 
 
 def test_a_promotion_that_was_killed_is_no_move_by_hand(tracked, processes):
-    for name, point in (("tiny", "register.version"), ("tiny", "register.alias")):
+    for name, point in (("tiny", "register.version"), ("tiny", "register.alias.tiny")):
         process = processes("register", name, "k", "done", "model", crash=point)
         process.join(60)
         assert registry.moved_by_hand(name) is None
@@ -128,7 +128,7 @@ def test_a_damaged_version_is_neither_promoted_nor_reused(run, tmp_path):
     assert register_tiny("tiny", run.info.run_id, "k1", tmp_path / "model").version == 2
 
 
-@pytest.mark.parametrize(("point", "versions"), [("register.uploaded", 1), ("register.version", 1), ("register.alias", 1)])
+@pytest.mark.parametrize(("point", "versions"), [("register.uploaded", 1), ("register.version", 1), ("register.alias.tiny", 1)])
 def test_killed_between_upload_and_audit(point, versions, tracked, processes):
     first = processes("register", "tiny", "k", "done", "model", crash=point)
     first.join(60)
