@@ -25,9 +25,12 @@ from ml.contracts import InputError
 from ml.masking import mask
 from ml.recipe import Recipe, parse
 from mlflow_server.worker import TAG
+from tasks.tracking import database
 
 ANCHOR = datetime(2024, 1, 1, tzinfo=UTC)
 """Intervals are counted from here, so that deploying again moves no run."""
+WAITS = 3600
+"""Seconds for which a deployment's run waits for MLflow: a night's run shall survive what somebody mends within the hour."""
 ONCE = timedelta(seconds=60)
 """In which a run's end is told once: one that is cancelled crashes first, as its process is asked to end."""
 
@@ -136,7 +139,7 @@ def _apply(planned: Planned, recipe: Recipe, pool: str, schedules: list[Any], pa
         # What comes while another run works waits for its end.
         concurrency_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.ENQUEUE),
         work_pool_name=pool,
-        job_variables={"working_dir": str(Path.cwd())},
+        job_variables={"working_dir": str(Path.cwd()), "env": {database.PATIENCE: str(WAITS)}},
     )
     return f"{one.flow_name}/{one.name}", one.apply()
 

@@ -104,7 +104,7 @@ class LiveModel:
     def look(self) -> None:
         """Changes to the version that the alias names, where that is another; whatever goes wrong, the present one stays."""
         try:
-            wanted = registry.champion(self.name, self.alias, patience=1.0)  # it is asked again anyway
+            wanted = registry.champion(self.name, self.alias, seconds=1.0)  # it is asked again anyway
         except Exception as error:
             self._metrics.registry_failures.inc()
             self._tell(f"the registry cannot be asked: {database.first_line(error)}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import re
 import sqlite3
 import tempfile
 import time
@@ -28,15 +29,33 @@ T = TypeVar("T")
 CHECKED_BYTES = 200 * 2**20  # a larger database is not read through at each start
 
 
+PATIENCE = "WARMSTART_PATIENCE"
+"""The variable with the seconds that MLflow is waited for. Deployments set it: before a scheduled run sits nobody who would start it again."""
+TOLD = 10.0  # seconds of waiting after which that is said
+
+
 class TrackingError(RuntimeError):
     """MLflow could not be used for longer than was waited."""
 
 
-def prepare(patience: float = 20.0, backup: Callable[[str], object] | None = None) -> str:
+_log = logging.getLogger(__name__)
+
+
+def patience(seconds: float) -> float:
+    """How long to wait for MLflow: WARMSTART_PATIENCE, or `seconds` where it is not set. Raises InputError for what is no number of seconds."""
+    given = os.environ.get(PATIENCE, "").strip()
+    if not given:
+        return seconds
+    if not re.fullmatch(r"\d{1,7}(\.\d+)?", given, re.ASCII):
+        raise InputError(f"{PATIENCE}={given}: expected seconds, such as 3600")
+    return float(given)
+
+
+def prepare(seconds: float = 20.0, backup: Callable[[str], object] | None = None) -> str:
     """Makes the tracking database ready and gives its URI, as MLFLOW_TRACKING_URI or MLflow's own default says.
 
-    With `backup`, which is called with the URI before, tables of an older MLflow are migrated. Raises InputError for what cannot be used: a server that is away for `patience` seconds, a damaged file, a folder that
-    cannot be written.
+    With `backup`, which is called with the URI before, tables of an older MLflow are migrated. Raises InputError for what cannot be used: a server that is away for longer than
+    `patience(seconds)`, a damaged file, a folder that cannot be written.
     """
     _settle_environment()
     import mlflow
@@ -48,7 +67,7 @@ def prepare(patience: float = 20.0, backup: Callable[[str], object] | None = Non
     uri = mlflow.get_tracking_uri()
     scheme = uri.split(":", 1)[0]
     if scheme in ("http", "https"):
-        _reach(uri, patience)
+        _reach(uri, patience(seconds))
     elif scheme.split("+")[0] == "sqlite":
         uri = _sqlite(uri, backup)
     elif scheme.split("+")[0] == "postgresql":
@@ -132,9 +151,10 @@ def pages(search: Callable[..., Any], *args: Any, **kwargs: Any) -> Iterator[Any
             return
 
 
-def retry(call: Callable[..., T], *args: Any, patience: float = 60.0, **kwargs: Any) -> T:
-    """`call(*args, **kwargs)`, again while MLflow is away or its database busy; TrackingError after `patience` seconds."""
-    deadline, pause = time.monotonic() + patience, 0.2
+def retry(call: Callable[..., T], *args: Any, seconds: float | None = None, **kwargs: Any) -> T:
+    """`call(*args, **kwargs)`, again while MLflow is away or its database busy; TrackingError after `seconds`, which is `patience(60)` where none are given."""
+    seconds = patience(60.0) if seconds is None else seconds
+    began, pause, told = time.monotonic(), 0.2, False
     while True:
         try:
             return call(*args, **kwargs)
@@ -144,8 +164,12 @@ def retry(call: Callable[..., T], *args: Any, patience: float = 60.0, **kwargs: 
                 raise InputError(f"MLflow's database cannot be written: {first_line(error)}. Make room or permit writing, then run again.") from None
             if not transient(error):
                 raise
-            if time.monotonic() + pause > deadline:
-                raise TrackingError(f"MLflow could not be used for {patience:.0f} s: {first_line(error)}") from error
+            waited = time.monotonic() - began
+            if waited + pause > seconds:
+                raise TrackingError(f"MLflow could not be used for {seconds:.0f} s: {first_line(error)}") from error
+            if waited > TOLD and not told:
+                _log.warning("MLflow does not answer; waiting up to %.0f s: %s", seconds, first_line(error, 120))
+                told = True
         time.sleep(pause)
         pause = min(pause * 2, 3.0)
 
@@ -307,12 +331,12 @@ def _migrate(uri: str) -> None:
         raise InputError(f"MLflow's database {mask(uri)} was made by a newer MLflow than this one ({first_line(error)}). Install that one.") from None
 
 
-def _reach(uri: str, patience: float) -> None:
+def _reach(uri: str, seconds: float) -> None:
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    wait_for(f"{uri.rstrip('/')}/health", f"MLflow at {mask(uri)}", "Start it (`python -m mlflow_server`), or unset MLFLOW_TRACKING_URI to keep records in this folder.", patience)
+    wait_for(f"{uri.rstrip('/')}/health", f"MLflow at {mask(uri)}", "Start it (`python -m mlflow_server`), or unset MLFLOW_TRACKING_URI to keep records in this folder.", seconds)
     try:
-        retry(MlflowClient(uri).search_experiments, max_results=1, patience=patience)
+        retry(MlflowClient(uri).search_experiments, max_results=1, seconds=seconds)
     except (MlflowException, TrackingError) as error:
         raise InputError(f"MLflow at {mask(uri)} refuses: {first_line(error)}. Check MLFLOW_TRACKING_URI and its user name and password.") from None

@@ -138,10 +138,10 @@ class Heartbeat:
         self._thread.join()
         _mine.discard(self.lease.token)
 
-    def release(self, patience: float = 10.0) -> None:
+    def release(self, seconds: float = 10.0) -> None:
         """Marks the run as free, after its status is set."""
         if not self.lost:
-            database.retry(database.client().set_tag, self.run_id, TAG, replace(self.lease, released=True).dump(), patience=patience)
+            database.retry(database.client().set_tag, self.run_id, TAG, replace(self.lease, released=True).dump(), seconds=seconds)
 
     def _beat(self) -> None:
         client = database.client()

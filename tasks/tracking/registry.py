@@ -115,12 +115,12 @@ def everything() -> list[ModelVersion]:
     return list(database.pages(database.client().search_model_versions, "", max_results=1000))
 
 
-def champion(name: str, alias: str = "champion", patience: float = 60.0) -> Version | None:
-    """The version that has the alias, None where there is none or no such model; a registry that is away is waited for `patience` seconds."""
+def champion(name: str, alias: str = "champion", seconds: float | None = None) -> Version | None:
+    """The version that has the alias, None where there is none or no such model; a registry that is away is waited for `seconds`, as `database.retry` does."""
     from mlflow.exceptions import MlflowException
 
     try:
-        return _version(database.retry(database.client().get_model_version_by_alias, name, alias, patience=patience))
+        return _version(database.retry(database.client().get_model_version_by_alias, name, alias, seconds=seconds))
     except MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             return None

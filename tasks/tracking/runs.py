@@ -70,8 +70,8 @@ def end(run_id: str, heartbeat: lease.Heartbeat, error: BaseException | None = N
         # Not an Exception: Ctrl-C, an exit, or Prefect's signal that a run is cancelled.
         status = "FAILED" if isinstance(error, Exception) else "KILLED"
         with suppress(Exception):
-            database.retry(client.set_tag, run_id, "warmstart.error", f"{type(error).__name__}: {database.first_line(error)}", patience=10.0)
-            database.retry(client.set_terminated, run_id, status, patience=10.0)
+            database.retry(client.set_tag, run_id, "warmstart.error", f"{type(error).__name__}: {database.first_line(error)}", seconds=10.0)
+            database.retry(client.set_terminated, run_id, status, seconds=10.0)
             heartbeat.release()
 
 

@@ -105,13 +105,13 @@ class StageRun:
         """Sets a tag of the run."""
         database.retry(database.client().set_tag, self.run_id, name, value)
 
-    def send_all(self, patience: float) -> None:
-        """Waits until MLflow has all; raises TrackingError after `patience` seconds. Nothing can be reported after."""
+    def send_all(self, seconds: float) -> None:
+        """Waits until MLflow has all; raises TrackingError after `seconds`. Nothing can be reported after."""
         self._sample()
         self.close()
-        deadline = time.monotonic() + patience
+        deadline = time.monotonic() + seconds
         for send in (self.metrics.send, self.outbox.send):
-            while database.retry(send, patience=max(0.0, deadline - time.monotonic())):
+            while database.retry(send, seconds=max(0.0, deadline - time.monotonic())):
                 pass
         self._tell_odd()
 

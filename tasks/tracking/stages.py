@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["StageResult", "StageRun", "run_stage"]
 
-PATIENCE = 30.0  # seconds that a finished stage waits for MLflow
+PATIENCE = 30.0  # seconds that a finished stage waits for MLflow, unless told otherwise
 PARENT = "mlflow.parentRunId"
 
 _log = logging.getLogger(__name__)
@@ -113,7 +113,7 @@ def _work(
             _write(finished, output)
         output = json.loads(finished.read_text())
         try:
-            stage_run.send_all(PATIENCE)
+            stage_run.send_all(database.patience(PATIENCE))
             stage_run.heartbeat.check()
             if not lease.held(run.info.run_id, held):
                 raise lease.LeaseLost(f"run {run.info.run_id} was taken over by another process; what this one did is dropped")
@@ -130,7 +130,7 @@ def _work(
                 if isinstance(error, database.TrackingError):
                     stage_run.close()
                 else:
-                    stage_run.send_all(patience=5.0)
+                    stage_run.send_all(5.0)
         finally:  # a second interrupt ends the sending, and the run is closed all the same
             runs.end(run.info.run_id, stage_run.heartbeat, error)
         raise

@@ -60,7 +60,10 @@ def test_a_run_whose_process_was_killed_goes_on(team, slow, victim, seed):
     forget(team, found)
 
 
-@pytest.mark.parametrize(("name", "seconds"), [("postgresql", 0), ("mlflow", 30), ("prefect", 30), ("prefect", 120)])
+AWAY = [("postgresql", 0), ("mlflow", 30), ("prefect", 30), ("prefect", 120), *([pytest.param("mlflow", 600, marks=pytest.mark.timeout(1800))] if OFTEN else [])]
+
+
+@pytest.mark.parametrize(("name", "seconds"), AWAY)
 def test_a_run_outlives_a_server_that_is_away(team, slow, name, seconds):
     if name not in team.status()["services"]:
         pytest.skip("PostgreSQL is not installed")

@@ -133,8 +133,21 @@ def test_a_folder_that_is_a_file(monkeypatch, tmp_path):
 def test_what_cannot_be_used_is_named_without_its_password(uri, message, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     with pytest.raises(InputError, match=message) as caught:
-        database.prepare(patience=0.1)
+        database.prepare(0.1)
     assert "hunter22" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("given", "seconds"), [("", 7.0), (" 90 ", 90.0), ("0", 0.0), ("3600.5", 3600.5)])
+def test_how_long_mlflow_is_waited_for(given, seconds, monkeypatch):
+    monkeypatch.setenv(database.PATIENCE, given)
+    assert database.patience(7.0) == seconds
+
+
+@pytest.mark.parametrize("given", ["an hour", "-1", "inf", "nan", "1e3", "٣"])
+def test_a_time_to_wait_that_is_none_is_told(given, monkeypatch):
+    monkeypatch.setenv(database.PATIENCE, given)
+    with pytest.raises(InputError, match="expected seconds"):
+        database.patience(7.0)
 
 
 def test_a_deleted_experiment_is_named(tracked):

@@ -129,6 +129,18 @@ def test_away_in_a_stage_and_back_then_away_at_its_end(line, monkeypatch):
         result = stages.run_stage(pipeline, "finetune", key="k2", params={}, inputs={}, workroot=Path("work"), body=last)
         assert (result.output, result.cached, len(done_bodies)) == ({"last": True}, False, 1)
         assert [one.value for one in database.client().get_metric_history(result.run_id, "loss")] == [1.0]
+
+        # Where it was told to wait for longer, as runs of deployments are, it is stored at once.
+        monkeypatch.setattr(stages, "PATIENCE", 0.5)
+        monkeypatch.setenv(database.PATIENCE, "120")
+        back = threading.Timer(3, line.up)
+
+        def longer(stage):
+            line.cut()
+            back.start()
+            return {"longer": True}
+
+        assert stages.run_stage(pipeline, "finetune", key="k3", params={}, inputs={}, workroot=Path("work"), body=longer).output == {"longer": True}
     assert not runs.search([experiment], "attributes.status = 'RUNNING'")
     assert {run.info.status for run in runs.search([experiment], "")} == {"FINISHED"}
 
