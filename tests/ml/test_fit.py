@@ -141,7 +141,7 @@ def test_a_training_that_waits_for_data_is_told_once(tmp_path, monkeypatch):
     assert len(told) == 1
 
 
-def poisoned(at: set[int], forever: bool = False):
+def poisoned(at: set[int], forever: bool = False, by: float = float("nan")):
     def watch(model):
         real, count = model.step, [0]
 
@@ -149,7 +149,7 @@ def poisoned(at: set[int], forever: bool = False):
             count[0] += 1
             result = real(batch)
             bad = count[0] in at or (forever and count[0] >= min(at))
-            return StepResult(result.loss * float("nan"), result.extras) if bad else result
+            return StepResult(result.loss * by, result.extras) if bad else result
 
         model.step = step
         return model
@@ -177,6 +177,20 @@ def test_a_loss_that_stays_so_ends_with_the_remedy_and_finite_weights(tmp_path):
     with pytest.raises(NonFiniteLoss, match=r"step 5 of 12.*learning_rate") as caught:
         train(tmp_path, watch=poisoned({5}, forever=True))
     assert isinstance(caught.value, InputError)
+
+
+def test_a_loss_that_leaps_and_stays_finite_costs_no_more_than_its_step(tmp_path):
+    """The clipped gradient is as long as any other: neither the weights nor the optimizer's averages remember the leap."""
+    last = {}
+    for name, watch, clip in (("calm", None, 1), ("leaps", poisoned({5}, by=1e8), 1), ("unclipped", poisoned({5}, by=1e8), 0)):
+        lines: list = []
+        _, fitted = train(tmp_path / name, lines, epochs=8, clip=clip, **({"watch": watch} if watch else {}))
+        curve = losses(lines)
+        assert fitted.steps == 24 and not any("train/returns" in metrics for _, metrics in lines)
+        assert name == "calm" or curve[5] > 1e6
+        last[name] = sum(curve[step] for step in range(20, 25)) / 5
+    assert last["leaps"] < 1.1 * last["calm"], last
+    assert last["unclipped"] > 1.5 * last["leaps"], "what clipping saves"
 
 
 def test_a_training_whose_time_is_up_goes_on_later(tmp_path):

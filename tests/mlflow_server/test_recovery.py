@@ -74,7 +74,9 @@ def test_a_run_outlives_a_server_that_is_away(team, slow, name, seconds):
         time.sleep(seconds)
         supervisor.startProcess(name)
     wait_for(lambda: team.status()["ready"])
-    wait_for(lambda: team.flow_run(run)["state_type"] == "COMPLETED", 400)
+    wait_for(lambda: team.flow_run(run)["state_type"] in ("COMPLETED", "FAILED", "CANCELLED"), 400)
+    state = team.flow_run(run)["state"]
+    assert state["type"] == "COMPLETED", state["message"]
     experiment = team.mlflow("experiments/get-by-name?experiment_name=slow")["experiment"]["experiment_id"]
     found = team.mlflow("runs/search", {"experiment_ids": [experiment]})["runs"]
     assert not [one for one in found if one["info"]["status"] == "RUNNING"]
