@@ -60,7 +60,7 @@ def prepare(seconds: float = 20.0, backup: Callable[[str], object] | None = None
     _settle_environment()
     import mlflow
 
-    for name in ("mlflow", "alembic"):
+    for name in ("mlflow", "alembic", "urllib3.connectionpool"):  # a server that is away is told once, by `retry`
         logging.getLogger(name).setLevel(logging.ERROR)
     # What its database layer logs with a traceback is raised too, and told here in one line.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
