@@ -82,7 +82,11 @@ def data(request, pictures, tmp_path):
     return find
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+SOON = ("digits", "classify")  # run in every test, one of pictures and one of texts; the others take minutes together
+RUNS = [pytest.param(path, id=path.stem, marks=[] if path.stem in SOON else pytest.mark.e2e) for path in RECIPES]
+
+
+@pytest.mark.parametrize("path", RUNS)
 def test_it_runs_to_its_end(path, data, warmstart, finished):
     recipe = load(path)
     few = ["splitting.labels_per_class=4"] if recipe.splitting.labels_per_class else []
