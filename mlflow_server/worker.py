@@ -20,6 +20,8 @@ SILENT = timedelta(seconds=90)  # without a heartbeat, of which there is one eac
 FORGOTTEN = timedelta(days=1)  # after which a crashed run is not started again
 PENDING = timedelta(seconds=60)  # that a process may take to start
 EVERY = 10.0  # seconds between two looks at the runs
+SETTLED = timedelta(seconds=20)
+"""After which a crash is told for good: the worker reports a dead process twice, the second time when it has looked for the flow's hooks."""
 TAG = "warmstart"
 """Of deployments whose runs may be started again: their stages go on from their checkpoints."""
 
@@ -66,13 +68,14 @@ def install(pool: str, runs: int) -> None:
 def reconcile() -> None:
     """Runs of this machine's worker whose processes are gone have crashed, and crashed runs of our deployments are scheduled again.
 
-    Asked again and again, since a server that was away has missed what happened meanwhile.
+    Asked again and again, since a server that was away has missed what happened meanwhile. A report of a crash that came so late that it met the next
+    attempt is taken back: that one works, and a third beside it would only wait.
     """
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType, FlowRunFilterTags
     from prefect.client.schemas.objects import StateType
     from prefect.client.schemas.sorting import FlowRunSort
-    from prefect.states import AwaitingRetry, Crashed
+    from prefect.states import AwaitingRetry, Crashed, Running
 
     def those(*types: StateType, tags: list[str] | None = None) -> list[Any]:
         wanted = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=list(types))), tags=FlowRunFilterTags(all_=tags) if tags else None)
@@ -84,9 +87,13 @@ def reconcile() -> None:
             settled = run.state_type != StateType.PENDING or run.state.timestamp < datetime.now(UTC) - PENDING
             if settled and run.labels.get("prefect.worker.name") == name() and run.infrastructure_pid and not _runs(run.infrastructure_pid, str(run.id)):
                 client.set_flow_run_state(run.id, Crashed(message=f"Its process {run.infrastructure_pid} is gone."))
-        recently = datetime.now(UTC) - FORGOTTEN
+        now = datetime.now(UTC)
         for run in those(StateType.CRASHED, tags=[TAG]):
-            if run.run_count <= ATTEMPTS and run.state.timestamp > recently:
+            if not SETTLED < now - run.state.timestamp < FORGOTTEN:
+                continue
+            if run.labels.get("prefect.worker.name") == name() and run.infrastructure_pid and _runs(run.infrastructure_pid, str(run.id)):
+                client.set_flow_run_state(run.id, Running(message="Its process works."))
+            elif run.run_count <= ATTEMPTS:
                 client.set_flow_run_state(run.id, AwaitingRetry(message="Goes on from its last checkpoints."))
 
 

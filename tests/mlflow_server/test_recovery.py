@@ -32,9 +32,34 @@ def trains(team, run: str) -> bool:
     return any(one["key"] == "pretrain" and one["flow_run_id"] == run for one in team.prefect("artifacts/filter", {}))
 
 
+@pytest.fixture
+def found(team, slow):
+    """Looks for what MLflow has of the deployment's runs. After the test they are forgotten, so that the next one's finds nothing done."""
+
+    def look() -> list[dict]:
+        experiment = team.mlflow("experiments/get-by-name?experiment_name=slow")["experiment"]["experiment_id"]
+        return team.mlflow("runs/search", {"experiment_ids": [experiment]}).get("runs", [])
+
+    yield look
+    shutil.rmtree(team.folder / ".warmstart" / "work", ignore_errors=True)
+    for one in look():
+        team.mlflow("runs/delete", {"run_id": one["info"]["run_id"]})
+
+
+def finished(team, run: str, found, seconds: float) -> str:
+    """Waits for the end of a flow run, which must be a good one with nothing left RUNNING; gives the id of its one pretraining."""
+    wait_for(lambda: team.flow_run(run)["state_type"] in ("COMPLETED", "FAILED", "CANCELLED"), seconds)
+    state = team.flow_run(run)["state"]
+    assert state["type"] == "COMPLETED", state["message"]
+    assert not [one for one in found() if one["info"]["status"] == "RUNNING"]
+    [done] = [one["info"]["run_id"] for one in found() if one["info"]["status"] == "FINISHED" and one["info"]["run_name"] == "pretrain"]
+    assert "another process is doing the same" not in (team.services / "worker.log").read_text(), "two attempts at once"
+    return done
+
+
 @pytest.mark.parametrize("seed", range(times(1, 1)))
 @pytest.mark.parametrize("victim", ["run", "worker", "group"])
-def test_a_run_whose_process_was_killed_goes_on(team, slow, victim, seed):
+def test_a_run_whose_process_was_killed_goes_on(team, slow, found, victim, seed):
     run = team.start(slow)
     wait_for(lambda: trains(team, run))
     time.sleep(random.Random(seed).uniform(0, 4) if OFTEN else 0)
@@ -51,20 +76,27 @@ def test_a_run_whose_process_was_killed_goes_on(team, slow, victim, seed):
         team.run("up")
     wait_for(lambda: team.flow_run(run)["state_type"] == "RUNNING" and team.flow_run(run)["run_count"] > 1)
     print(f"{victim}: went on after {time.monotonic() - began:.0f} s")
-    wait_for(lambda: team.flow_run(run)["state_type"] == "COMPLETED")
-    experiment = team.mlflow("experiments/get-by-name?experiment_name=slow")["experiment"]["experiment_id"]
-    found = team.mlflow("runs/search", {"experiment_ids": [experiment]})["runs"]
-    assert not [one for one in found if one["info"]["status"] == "RUNNING"]
-    done = [one for one in found if one["info"]["status"] == "FINISHED" and one["info"]["run_name"] == "pretrain"]
-    assert len(done) == 1, "one attempt wins"
-    forget(team, found)
+    finished(team, run, found, 240)
+
+
+def test_a_crash_that_is_told_of_a_run_that_works_is_taken_back(team, slow, found):
+    """As the worker's second report of a dead process, where it comes so late that the next attempt works."""
+    run = team.start(slow)
+    wait_for(lambda: trains(team, run))
+    engine = team.running("prefect.engine")[0]
+    os.kill(engine, signal.SIGSTOP)  # it shall not be at its end before
+    team.prefect(f"flow_runs/{run}/set_state", {"state": {"type": "CRASHED", "name": "Crashed", "message": "told too late"}})
+    wait_for(lambda: team.flow_run(run)["state_type"] != "CRASHED")
+    os.kill(engine, signal.SIGCONT)
+    assert team.flow_run(run)["state"]["message"] == "Its process works."
+    finished(team, run, found, 400)
 
 
 AWAY = [("postgresql", 0), ("mlflow", 30), ("prefect", 30), ("prefect", 120), *([pytest.param("mlflow", 600, marks=pytest.mark.timeout(1800))] if OFTEN else [])]
 
 
 @pytest.mark.parametrize(("name", "seconds"), AWAY)
-def test_a_run_outlives_a_server_that_is_away(team, slow, name, seconds):
+def test_a_run_outlives_a_server_that_is_away(team, slow, found, name, seconds):
     if name not in team.status()["services"]:
         pytest.skip("PostgreSQL is not installed")
     run = team.start(slow)
@@ -74,24 +106,9 @@ def test_a_run_outlives_a_server_that_is_away(team, slow, name, seconds):
         time.sleep(seconds)
         supervisor.startProcess(name)
     wait_for(lambda: team.status()["ready"])
-    wait_for(lambda: team.flow_run(run)["state_type"] in ("COMPLETED", "FAILED", "CANCELLED"), 400)
-    state = team.flow_run(run)["state"]
-    assert state["type"] == "COMPLETED", state["message"]
-    experiment = team.mlflow("experiments/get-by-name?experiment_name=slow")["experiment"]["experiment_id"]
-    found = team.mlflow("runs/search", {"experiment_ids": [experiment]})["runs"]
-    assert not [one for one in found if one["info"]["status"] == "RUNNING"]
-    done = [one for one in found if one["info"]["status"] == "FINISHED" and one["info"]["run_name"] == "pretrain"]
-    assert len(done) == 1, "one attempt wins"
-    steps = [point["step"] for point in team.mlflow(f"metrics/get-history?run_id={done[0]['info']['run_id']}&metric_key=train/loss&max_results=25000")["metrics"]]
+    done = finished(team, run, found, 400)
+    steps = [point["step"] for point in team.mlflow(f"metrics/get-history?run_id={done}&metric_key=train/loss&max_results=25000")["metrics"]]
     assert sorted(steps) == list(range(4, 901, 4)), "no row is missing, none is there twice"
-    forget(team, found)
-
-
-def forget(team, found) -> None:
-    """Lets the next test's run find nothing done."""
-    shutil.rmtree(team.folder / ".warmstart" / "work", ignore_errors=True)
-    for one in found:
-        team.mlflow("runs/delete", {"run_id": one["info"]["run_id"]})
 
 
 SERVICES = ["postgresql", "mlflow", "prefect", "worker"]
