@@ -32,6 +32,7 @@ def page():
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         one = browser.new_page(viewport={"width": 1400, "height": 950})
         one.set_default_timeout(60_000)
+        expect.set_options(timeout=60_000)  # which is another, and five seconds by itself
         yield one
         browser.close()
 
