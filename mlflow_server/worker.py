@@ -85,13 +85,13 @@ def reconcile() -> None:
         for run in those(StateType.RUNNING, StateType.PENDING, StateType.CANCELLING):
             # One that is pending has its process's number only when that has started: until then, in a second attempt, the first one's.
             settled = run.state_type != StateType.PENDING or run.state.timestamp < datetime.now(UTC) - PENDING
-            if settled and run.labels.get("prefect.worker.name") == name() and run.infrastructure_pid and not _runs(run.infrastructure_pid, str(run.id)):
+            if settled and _works(run) is False:
                 client.set_flow_run_state(run.id, Crashed(message=f"Its process {run.infrastructure_pid} is gone."))
         now = datetime.now(UTC)
         for run in those(StateType.CRASHED, tags=[TAG]):
             if not SETTLED < now - run.state.timestamp < FORGOTTEN:
                 continue
-            if run.labels.get("prefect.worker.name") == name() and run.infrastructure_pid and _runs(run.infrastructure_pid, str(run.id)):
+            if _works(run):
                 client.set_flow_run_state(run.id, Running(message="Its process works."))
             elif run.run_count <= ATTEMPTS:
                 client.set_flow_run_state(run.id, AwaitingRetry(message="Goes on from its last checkpoints."))
@@ -108,10 +108,12 @@ def watch() -> None:
             log.debug("Prefect: %s", error)
 
 
-def _runs(pid: str, run: str) -> bool:
-    """Whether the process of that number is the flow run's, and no later one."""
+def _works(run: Any) -> bool | None:
+    """Whether the flow run's process is there, and no later one of its number; None where this machine's worker has started none."""
+    if run.labels.get("prefect.worker.name") != name() or not run.infrastructure_pid:
+        return None
     try:
-        return f"\0PREFECT__FLOW_RUN_ID={run}\0".encode() in Path(f"/proc/{pid}/environ").read_bytes()
+        return f"\0PREFECT__FLOW_RUN_ID={run.id}\0".encode() in Path(f"/proc/{run.infrastructure_pid}/environ").read_bytes()
     except OSError:
         return False
 
