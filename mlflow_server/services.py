@@ -11,7 +11,6 @@ from __future__ import annotations
 import getpass
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from ml.contracts import InputError
-from mlflow_server import credentials, in_use, postgresql, prefect_app, supervision
+from mlflow_server import credentials, in_use, ports, postgresql, prefect_app, supervision
 from mlflow_server.bound import mark, sweep
 from mlflow_server.tracking import Server
 from tasks.hosts import EVERYWHERE, bracketed, loopback, names
@@ -61,6 +60,7 @@ def up(wanted: Wanted, say: Callable[[str], None], foreground: bool = False) -> 
                     raise InputError("the services run with other settings: `warmstart down` first")
             else:
                 group = _group(folder, wanted, before, say)
+                ports.keep(folder, group["ports"].values())
                 sweep(mark(folder, ""))  # of a group that was killed
                 credentials.write(folder / "services.json", json.dumps(group, indent=1))
                 if foreground:
@@ -101,9 +101,9 @@ def status() -> dict[str, Any]:
 def _group(folder: Path, wanted: Wanted, before: dict[str, Any] | None, say: Callable[[str], None]) -> dict[str, Any]:
     """What is to run, checked, and what its clients need."""
     auth = wanted.auth or not loopback(wanted.host)
-    ports = (before or {}).get("ports", {})
-    mlflow_port = _port(wanted.host, wanted.mlflow_port, ports.get("mlflow", 5000), "--mlflow-port")
-    prefect_port = _port(wanted.host, wanted.prefect_port, ports.get("prefect", 4200), "--prefect-port", {mlflow_port})
+    had, taken = (before or {}).get("ports", {}), ports.of_others(folder)
+    mlflow_port = ports.choose(wanted.host, wanted.mlflow_port, had.get("mlflow", 5000), "--mlflow-port", taken)
+    prefect_port = ports.choose(wanted.host, wanted.prefect_port, had.get("prefect", 4200), "--prefect-port", taken | {mlflow_port})
     cluster = None if wanted.database and wanted.prefect_database else postgresql.cluster(folder)
     if cluster is None and not (wanted.database and wanted.prefect_database):
         say("PostgreSQL is not installed: SQLite is used, which serves a few runs at a time. `apt install postgresql`, or give --database and --prefect-database.")
@@ -111,7 +111,7 @@ def _group(folder: Path, wanted: Wanted, before: dict[str, Any] | None, say: Cal
     database = wanted.database or (f"sqlite:///{own}" if own.exists() or cluster is None else cluster.url("mlflow", "psycopg"))
     if own.exists() and not wanted.database and cluster:
         say(f"MLflow's records stay in {own}, where this folder's runs are; in a folder without it they would be kept in PostgreSQL")
-    health_port = _port("127.0.0.1", 0, ports.get("worker", 8080), "", {mlflow_port, prefect_port})
+    health_port = ports.choose("127.0.0.1", 0, had.get("worker", 8080), "", taken | {mlflow_port, prefect_port})
     server = Server(wanted.host, mlflow_port, database, wanted.artifacts, 1, auth, tuple(wanted.names), tuple(f"https://{name}" for name in wanted.names), folder)
     server.check()
     prefect = wanted.prefect_database or (cluster.url("prefect", "asyncpg") if cluster else f"sqlite+aiosqlite:///{folder / 'prefect.db'}")
@@ -194,22 +194,6 @@ def _prefect(folder: Path, wanted: Wanted, port: int, database: str, token: str)
         "PREFECT_UI_STATIC_DIRECTORY": str(folder / "prefect" / "ui"),
         **({"PREFECT_SERVER_API_AUTH_STRING": token, "PREFECT_API_AUTH_STRING": token} if token else {}),
     }
-
-
-def _port(host: str, asked: int, usual: int, option: str, taken: set[int] = frozenset()) -> int:
-    """The port that was asked for, the usual one, or a free one. Raises InputError where the one asked for is in use."""
-    for port in (asked,) if asked else (usual, 0):
-        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((host.strip("[]"), port))
-            except OSError as error:
-                if asked:
-                    raise InputError(f"{option} {asked} on {host}: {error.strerror}. Give another, or leave it out to get a free one.") from None
-                continue
-            if probe.getsockname()[1] not in taken:
-                return probe.getsockname()[1]
-    raise InputError(f"no port is free on {host} for {option}")
 
 
 def _asking(url: str) -> list[str]:
