@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -19,7 +20,7 @@ import yaml
 from PIL import Image
 from team import wait_for
 
-from mlflow_server import postgresql
+from mlflow_server import ports, postgresql, supervision
 
 pytestmark = [pytest.mark.servers, pytest.mark.timeout(900)]
 
@@ -83,16 +84,28 @@ def test_a_drift_of_what_was_served_triggers_the_pipeline_once(team, pictures):
     assert len(summary) == 2 and all("inputs have drifted" in one for one in summary)
 
 
+def test_its_ports_stay_its_own_while_a_service_is_down(team, tmp_path):
+    with supervision.asking(team.services) as supervisor:
+        supervisor.stopProcess("mlflow")
+        port = int(team.clients()["MLFLOW_TRACKING_URI"].rpartition(":")[2])
+        with socket.socket() as one:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            one.bind(("127.0.0.1", port))  # nothing else keeps it
+        assert ports.choose("127.0.0.1", 0, port, "--mlflow-port", ports.of_others(tmp_path)) != port
+        supervisor.startProcess("mlflow")
+    wait_for(lambda: team.status()["ready"])
+
+
 def test_down_leaves_nothing_and_up_finds_all(team):
     before = team.mlflow("model-versions/search?filter=name%3D'tiny'")["model_versions"]
-    ports = {name: team.status()[name] for name in ("mlflow", "prefect")}
+    where = {name: team.status()[name] for name in ("mlflow", "prefect")}
     team.run("down")
     assert not team.processes()
     team.run("status", code=3)
     assert "no services" in team.run("down")
     team.run("up")
     assert team.mlflow("model-versions/search?filter=name%3D'tiny'")["model_versions"] == before
-    assert {name: team.status()[name] for name in ports} == ports
+    assert {name: team.status()[name] for name in where} == where
     assert len(team.prefect("deployments/filter", {})) >= 6
 
 
