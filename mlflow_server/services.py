@@ -111,7 +111,7 @@ def _group(folder: Path, wanted: Wanted, before: dict[str, Any] | None, say: Cal
     database = wanted.database or (f"sqlite:///{own}" if own.exists() or cluster is None else cluster.url("mlflow", "psycopg"))
     if own.exists() and not wanted.database and cluster:
         say(f"MLflow's records stay in {own}, where this folder's runs are; in a folder without it they would be kept in PostgreSQL")
-    health_port = ports.choose("127.0.0.1", 0, had.get("worker", 8080), "", taken | {mlflow_port, prefect_port})
+    health_port = ports.choose("127.0.0.1", 0, had.get("worker", 4201), "", taken | {mlflow_port, prefect_port})
     server = Server(wanted.host, mlflow_port, database, wanted.artifacts, 1, auth, tuple(wanted.names), tuple(f"https://{name}" for name in wanted.names), folder)
     server.check()
     prefect = wanted.prefect_database or (cluster.url("prefect", "asyncpg") if cluster else f"sqlite+aiosqlite:///{folder / 'prefect.db'}")

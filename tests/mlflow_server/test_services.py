@@ -25,6 +25,10 @@ from mlflow_server import ports, postgresql, supervision
 pytestmark = [pytest.mark.servers, pytest.mark.timeout(900)]
 
 
+def test_the_port_of_serve_stays_free(team):
+    assert 8080 not in json.loads((team.services / "services.json").read_text())["ports"].values()
+
+
 def test_up_again_changes_nothing(team):
     before = sorted(team.processes())
     team.run("up")
