@@ -204,7 +204,7 @@ def serve(
     max_mib: Annotated[float, typer.Option(min=0.001, help="MiB of one request's body.")] = 32.0,
     max_requests: Annotated[int, typer.Option(min=1, help="Requests under way at once; further ones get HTTP 503.")] = 64,
     timeout: Annotated[float, typer.Option(min=0.001, help="Seconds until a request gets HTTP 504.")] = 60.0,
-    threads: Annotated[int, typer.Option(min=0, max=1024, help="Threads of the model on a CPU; 0 takes all cores.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, max=1024, help="Threads of the model on a CPU; 0 takes OMP_NUM_THREADS, or all cores.")] = 0,
     sample: Annotated[float, typer.Option(min=0, max=1, help="Share of the rows that are kept, with their answers, in the folder --samples.")] = 0.0,
     samples: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where rows that users sent are kept, as Parquet. Unset, nothing is.")] = None,
     samples_mib: Annotated[float, typer.Option(min=64, help="MiB of samples; beyond, the oldest are deleted.")] = 1024.0,

@@ -118,6 +118,13 @@ def _works(run: Any) -> bool | None:
         return False
 
 
+def share(runs: int) -> dict[str, str]:
+    """What gives each of several runs its part of the cores: trainings that want all of them at once slow each other down manyfold."""
+    if runs == 1 or "OMP_NUM_THREADS" in os.environ:
+        return {}
+    return {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // runs))}
+
+
 def name() -> str:
     """Of this machine's worker, the same whenever it is started."""
     return f"warmstart-{socket.gethostname()}"
@@ -126,7 +133,7 @@ def name() -> str:
 def main(pool: str, runs: int, port: int) -> None:
     """Becomes the worker. How many run at once is the pool's limit: a worker's own is not free yet when a run that crashed is scheduled again, and ends it."""
     # First: Prefect reads its settings when it is imported, and this sign of life would be told to everybody, at a port that others have.
-    os.environ |= {"PREFECT_WORKER_WEBSERVER_HOST": "127.0.0.1", "PREFECT_WORKER_WEBSERVER_PORT": str(port)}
+    os.environ |= {"PREFECT_WORKER_WEBSERVER_HOST": "127.0.0.1", "PREFECT_WORKER_WEBSERVER_PORT": str(port), **share(runs)}
     install(pool, runs)
     threading.Thread(target=watch, name="reconcile", daemon=True).start()
     sys.argv = ["prefect", "worker", "start", "--pool", pool, "--type", "process", "--name", name(), "--with-healthcheck"]
