@@ -21,6 +21,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from flows.session import SPINS
 from ml.contracts import InputError
 from ml.masking import mask
 from ml.recipe import Recipe, parse
@@ -29,8 +30,8 @@ from tasks.tracking import database
 
 ANCHOR = datetime(2024, 1, 1, tzinfo=UTC)
 """Intervals are counted from here, so that deploying again moves no run."""
-WAITS = 3600
-"""Seconds for which a deployment's run waits for MLflow: a night's run shall survive what somebody mends within the hour."""
+ENVIRONMENT = {database.PATIENCE: "3600", "GOMP_SPINCOUNT": SPINS}
+"""Of deployments' runs: a night's shall survive what somebody mends within the hour, and leave the cores to the servers beside it."""
 ONCE = timedelta(seconds=60)
 """In which a run's end is told once: one that is cancelled crashes first, as its process is asked to end."""
 
@@ -139,7 +140,7 @@ def _apply(planned: Planned, recipe: Recipe, pool: str, schedules: list[Any], pa
         # What comes while another run works waits for its end.
         concurrency_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.ENQUEUE),
         work_pool_name=pool,
-        job_variables={"working_dir": str(Path.cwd()), "env": {database.PATIENCE: str(WAITS)}},
+        job_variables={"working_dir": str(Path.cwd()), "env": ENVIRONMENT},
     )
     return f"{one.flow_name}/{one.name}", one.apply()
 

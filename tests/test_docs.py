@@ -10,6 +10,7 @@ import typer.main
 import yaml
 
 from flows.cli import app
+from flows.deploy import ENVIRONMENT
 from ml.backbones import BACKBONES
 from ml.choice import choice
 from ml.contracts import Batch, DataSpec
@@ -103,6 +104,7 @@ def test_the_deployment_runs_the_demo():
         file, name = one["entrypoint"].split(":")
         assert f"def {name}(" in (ROOT / file).read_text(encoding="utf-8")
         assert not any(schedule.get("active", True) for schedule in one.get("schedules", []))
+        assert one["work_pool"]["job_variables"]["env"] == ENVIRONMENT, "as `warmstart deploy` has it"
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ import yaml
 from PIL import Image
 from team import wait_for
 
+from flows.deploy import ENVIRONMENT
 from mlflow_server import ports, postgresql, supervision
 
 pytestmark = [pytest.mark.servers, pytest.mark.timeout(900)]
@@ -73,7 +74,9 @@ def test_a_drift_of_what_was_served_triggers_the_pipeline_once(team, pictures):
     columns = {"time": pa.array([datetime.now(UTC)] * len(negatives), pa.timestamp("us", "UTC")), "image": pa.array(negatives, pa.binary())}
     pq.write_table(pa.table(columns), team.folder / "samples" / "samples-0.parquet")
     team.run("deploy", "tiny.yaml", "--watch", "0 6 * * *")
-    deployment = team.prefect("deployments/name/pretrain-finetune/tiny")["id"]
+    found = team.prefect("deployments/name/pretrain-finetune/tiny")
+    deployment = found["id"]
+    assert found["job_variables"]["env"] == ENVIRONMENT
     assert [one["schedule"]["cron"] for one in team.prefect("deployments/name/watch/tiny")["schedules"]] == ["0 6 * * *"]
 
     def triggered() -> list[dict]:
