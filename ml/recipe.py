@@ -185,7 +185,7 @@ class Compute(Section):
     """What the run computes on, and how."""
 
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$", description="auto, cpu, cuda, cuda:N or mps.")
-    threads: int = Field(0, ge=0, le=1024, description="CPU threads for torch in each process; 0 takes OMP_NUM_THREADS, or all cores.")
+    threads: int = Field(0, ge=0, le=1024, description="CPU threads for torch in each process; 0 takes OMP_NUM_THREADS or all cores, in several processes their share of all cores.")
     precision: Precision = Field(Precision.auto, description="auto: what a short probe finds fastest; float32 where the run must be deterministic.")
     deterministic: bool | None = Field(None, description="Bit-for-bit repeatable; unset, true on a CPU and false elsewhere.")
     compile: Compilation = Field(Compilation.auto, description="Compile the steps: always, never, or auto: where a short probe finds that it saves more time than it takes; not where the run must be deterministic.")

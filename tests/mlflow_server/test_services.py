@@ -21,7 +21,7 @@ from PIL import Image
 from team import wait_for
 
 from flows.deploy import ENVIRONMENT
-from mlflow_server import ports, postgresql, supervision
+from mlflow_server import postgresql, services, supervision
 
 pytestmark = [pytest.mark.servers, pytest.mark.timeout(900)]
 
@@ -92,14 +92,17 @@ def test_a_drift_of_what_was_served_triggers_the_pipeline_once(team, pictures):
 
 
 def test_its_ports_stay_its_own_while_a_service_is_down(team, tmp_path):
+    """Another folder's group, which would like the same ones, is planned with others."""
+    had = json.loads((team.services / "services.json").read_text())["ports"]
+    wanted = services.Wanted(database=f"sqlite:///{tmp_path}/mlflow.db", prefect_database=f"sqlite+aiosqlite:///{tmp_path}/prefect.db")
     with supervision.asking(team.services) as supervisor:
         supervisor.stopProcess("mlflow")
-        port = int(team.clients()["MLFLOW_TRACKING_URI"].rpartition(":")[2])
         with socket.socket() as one:
             one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            one.bind(("127.0.0.1", port))  # nothing else keeps it
-        assert ports.choose("127.0.0.1", 0, port, "--mlflow-port", ports.of_others(tmp_path)) != port
+            one.bind(("127.0.0.1", had["mlflow"]))  # nothing else keeps it
+        other = services._group(tmp_path, wanted, {"ports": had}, print)["ports"]
         supervisor.startProcess("mlflow")
+    assert not set(other.values()) & set(had.values())
     wait_for(lambda: team.status()["ready"])
 
 
