@@ -7,6 +7,7 @@ They run ml/launched.py, find in the folder `ranks` of the stage what ml.plan de
     outcome.json             how it ended: "fitted", "interrupted" or "error"
     trained.safetensors      the best weights
     logs/                    what each process printed
+    beats/                   that each of them runs, for the others
 
 The launcher has the reading end of a pipe as standard input; its end says that nobody waits for the processes any more.
 """

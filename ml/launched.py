@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from ml import progress, ranks
+from ml import beats, progress, ranks
 from ml.checkpoint import write_atomically
 from ml.contracts import InputError
 from ml.fit import fit
@@ -54,6 +54,11 @@ def _watch(stop: Path) -> None:
 def _train(folder: Path, join: Callable[[Compute], torch.device]) -> dict[str, Any]:
     plan = Plan.read(folder)
     device = join(plan.recipe.compute)
+    with beats.watched(folder / "beats", ranks.rank(), ranks.count(), plan.recipe.compute.timeout):
+        return _fit(folder, plan, device)
+
+
+def _fit(folder: Path, plan: Plan, device: torch.device) -> dict[str, Any]:
     torch.set_num_threads(plan.recipe.compute.threads or max(1, len(os.sched_getaffinity(0)) // int(os.environ["LOCAL_WORLD_SIZE"])))
     for name in LAUNCHED:  # accelerate, which knows precision here, would set up processes of its own
         os.environ.pop(name, None)

@@ -196,7 +196,7 @@ class Compute(Section):
     strategy: Strategy = Field(Strategy.ddp, description="What each process holds: ddp all weights, gradients and the optimizer's state, fsdp a part of them, for networks that do not fit beside one another.")
     address: str = Field("", max_length=300, description="Where other machines are. ray: the cluster, ray://HOST:PORT, or HOST:PORT or auto on one of its machines; empty starts one on this machine alone. torchrun: HOST:PORT of this machine, where those meet that `warmstart join`.")
     max_restarts: int = Field(3, ge=0, le=1000, description="How often a training whose processes died or hung is started again from its last checkpoint.")
-    timeout: float = Field(600.0, gt=0, description="Seconds after which a process that is silent within a step counts as hung.")
+    timeout: float = Field(600.0, gt=0, description="Seconds after which a process that is silent counts as hung.")
     time_limit: float | None = Field(None, gt=0, description="Seconds after which a training is stopped with a checkpoint, and its run fails; the next one goes on from there. Unset, it may take as long as it takes.")
 
     @model_validator(mode="after")

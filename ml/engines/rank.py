@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
@@ -14,6 +15,8 @@ from ml import ranks
 from ml.device import device_of
 from ml.launched import work
 from ml.recipe import Compute
+
+PR_SET_PDEATHSIG = 1
 
 
 def join(compute: Compute) -> torch.device:
@@ -39,6 +42,13 @@ def watch(launcher: int) -> None:
     threading.Thread(target=read, name="watch", daemon=True).start()
 
 
+def bind() -> None:
+    """The kernel kills this process when its launcher dies: also where it is stopped, and reads nothing."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
+
+
 if __name__ == "__main__":
+    bind()
     watch(os.getppid())
     work(Path(sys.argv[1]), join)
