@@ -4,8 +4,8 @@
     python -m benchmarks.scoring --rows 300 --rounds 2 --rest 5 # does it work?
 
 Of each kind of model, with random weights: `Predictor` on raw items (PNG files, strings; decoding included) and on stored rows; the peers get tensors
-that are ready, in batches as they come, each padded to its longest text. All arms of a round follow one another, in turns forwards and backwards;
-figures are medians of the rounds' ratios. onnxruntime runs in a process of its own. REST is one row to `mlflow models serve`.
+that are ready, in batches as they come, each padded to its longest text. All arms of a round follow one another, in turns forwards and backwards, with memory kept as `warmstart predict` keeps it: without that, bare torch is
+a third slower here. Figures are medians of the rounds' ratios. onnxruntime runs in a process of its own. REST is one row to `mlflow models serve`.
 The largest difference of two arms' probabilities shows that the work is the same.
 """
 
@@ -33,12 +33,14 @@ from PIL import Image as Pillow
 from benchmarks.harness import ROOT, free_port, machine, median, server
 from ml.backbones import BACKBONES
 from ml.choice import choice
+from ml.device import device_of
 from ml.heads import HEADS
 from ml.modalities import MODALITIES
-from ml.model import Model, save_model
+from ml.model import Model, load_model, save_model
 from ml.onnx_graph import Graph, export
 from ml.predictor import BATCH, Predictor, primary
 from ml.ragged import Ragged
+from ml.recipe import Compute
 
 CASES = {"images, small-cnn": ("image", "small-cnn", {}), "texts, text-cnn": ("text", "text-cnn", {}), "texts, BERT tiny": ("text", "bert", {"size": "tiny"})}
 ROWWISE = 20  # rows a round: pyfunc takes one at a time
@@ -52,7 +54,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--output", type=Path, help="JSON file for all measurements")
     given = parser.parse_args()
-    torch.set_num_threads(given.threads)
+    device_of(Compute(threads=given.threads, device="cpu"))  # threads, and memory for all arms as `warmstart predict` has it
     result: dict[str, Any] = {"when": datetime.now(UTC).isoformat(timespec="seconds"), "arguments": sys.argv[1:], "machine": machine(given.threads), "cases": {}}
     for name, (kind, backbone, options) in CASES.items():
         with tempfile.TemporaryDirectory(prefix="scoring-") as scratch:
@@ -72,14 +74,14 @@ def case(folder: Path, kind: str, backbone: str, options: dict[str, Any], given:
     save_model(model, folder / "model", *parts, spec)
     export(folder / "model")
     pack(folder, kind, values)
-    predictor = Predictor.load(folder / "model")
+    predictor, plain = Predictor.load(folder / "model"), load_model(folder / "model")[0]
     modality = predictor.modality
     decoded = [modality.decode(modality.serve(value), served=True).array for value in values]
     rows = modality.pack(np.stack(decoded) if modality.item_shape else Ragged.of(decoded, np.uint8), spec)
     stored = primary(rows)
     ready = [np.array(modality.collate(stored[start : start + BATCH], spec)) for start in range(0, len(stored), BATCH)]
     tensors = [modality.encode(torch.from_numpy(one), spec) for one in ready]
-    compiled = torch.compile(predictor.model, dynamic=True)
+    compiled = torch.compile(plain, dynamic=True)
     import mlflow.pyfunc
 
     pyfunc = mlflow.pyfunc.load_model(str(folder / "packed"))
@@ -95,7 +97,7 @@ def case(folder: Path, kind: str, backbone: str, options: dict[str, Any], given:
             "Predictor, raw items, onnx": lambda: exported.predict(values).filter(like="p_").to_numpy(),
             "Predictor, stored rows": lambda: predictor.answers(rows),
             "Predictor, stored rows, onnx": lambda: exported.answers(rows),
-            "torch, ready tensors": lambda: eager(predictor.model, tensors),
+            "torch, ready tensors": lambda: eager(plain, tensors),
             "torch.compile, ready tensors": lambda: eager(compiled, tensors),
             "onnxruntime, ready arrays": lambda: softmax(np.concatenate([graph(one) for one in ready])),
             "pyfunc, row by row": rowwise,

@@ -12,7 +12,7 @@ from ml.choice import choice
 from ml.contracts import Features, InputError
 from ml.heads import HEADS
 from ml.modalities import MODALITIES
-from ml.model import Model, save_model
+from ml.model import Model, load_model, save_model
 from ml.onnx_graph import FILE, Graph, check_exports, export, quantise
 from ml.predictor import Predictor
 from ml.ragged import Ragged
@@ -85,7 +85,7 @@ def test_a_graph_that_cannot_be_quantised(tmp_path):
 
 def test_a_graph_of_another_model_is_not_registered(exported, tmp_path, monkeypatch):
     stage = SimpleNamespace(workdir=tmp_path / "work", log_metrics=lambda metrics: None)
-    model = Predictor.load(exported.folder).model
+    model, _ = load_model(exported.folder)
     torch.nn.init.normal_(model.head.linear.weight, std=2)
     save_model(model, tmp_path / "other", *exported.chosen, exported.spec)
     monkeypatch.setattr("ml.onnx_graph.export", lambda folder: shutil.copy(exported.folder / FILE, folder / FILE))
