@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1, help="times that each arm is run")
     parser.add_argument("--recipe", type=Path, default=RECIPE)
     parser.add_argument("--samples", type=int, default=40_000, help="rows that are trained on, one after another")
-    parser.add_argument("--batch", type=int, default=256, help="rows of a batch")
+    parser.add_argument("--batch", type=int, default=240, help="rows of a batch")
     parser.add_argument("--output", type=Path, help="JSON file for all measurements")
     parser.add_argument("--arm", nargs=2, metavar=("FOLDER", "OVERRIDES"), help=argparse.SUPPRESS)
     parser.add_argument("changes", nargs="*", metavar="KEY=VALUE", help="what is other than in the recipe")

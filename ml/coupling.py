@@ -1,4 +1,6 @@
-"""A module as several ranks train it together: torch's DistributedDataParallel, set up anew whenever other parameters learn."""
+"""A module as several ranks train it together: torch's DistributedDataParallel, set up anew whenever other parameters learn; where the ranks of a
+small one share a machine, its gradients are added up at once, as nothing is left to be hidden behind the backward pass.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +9,15 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ml import ranks
 
 T = TypeVar("T")
+SMALL = 64 << 20
+"""Bytes of gradients in all ranks together."""
 
 
 class Coupled:
@@ -27,6 +32,10 @@ class Coupled:
         self.module = self.called = module.to(device)
         self.groups = groups
         self.learns: list[bool] = []
+        self.small = ranks.close(device) and ranks.count() * sum(parameter.nbytes for parameter in module.parameters()) <= SMALL
+        if self.small:
+            for tensor in module.state_dict().values():
+                dist.broadcast(tensor, 0)  # as DistributedDataParallel begins
 
     def __call__(self, *inputs: Any) -> Any:
         return self.called(*inputs)
@@ -34,7 +43,7 @@ class Coupled:
     def renew(self) -> None:
         """To be called whenever parameters may have begun or ceased to learn: parallelism is told of that once."""
         learns = [parameter.requires_grad for parameter in self.module.parameters()]
-        if ranks.count() > 1 and learns != self.learns:
+        if ranks.count() > 1 and not self.small and learns != self.learns:
             if self.learns:
                 self.called._remove_autograd_hooks()  # it may live on in cycles
             # Parameters that a step does not use must not be waited for.
@@ -43,6 +52,21 @@ class Coupled:
     def alone(self) -> AbstractContextManager:
         """Within it gradients stay in a rank: they go along with those of the next step outside."""
         return self.called.no_sync() if self.learns else nullcontext()
+
+    def share(self) -> None:
+        """To be called after the last backward pass of an update."""
+        if not self.small:
+            return  # that pass has done it
+        learnt = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+        used = torch.tensor([parameter.grad is not None for parameter in learnt], dtype=torch.float32)
+        total = torch.cat([used, *(torch.zeros(one.numel()) if one.grad is None else one.grad.reshape(-1) for one in learnt)])
+        ranks.add_up(total)
+        total.div_(ranks.count())
+        used, *parts = total.split([len(learnt), *(one.numel() for one in learnt)])
+        for parameter, part, share in zip(learnt, parts, used.tolist(), strict=True):
+            if share:  # otherwise no rank has used it, and the optimizer passes it over
+                parameter.grad = torch.empty_like(parameter) if parameter.grad is None else parameter.grad
+                parameter.grad.copy_(part.view_as(parameter))
 
     def told(self, make: Callable[[], T]) -> T:
         """What `make`, which may call the module or parts of it, gives in rank 0, where alone it is called; plain data, in all ranks."""

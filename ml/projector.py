@@ -26,9 +26,13 @@ def encode_views(backbone: nn.Module, batch: Batch) -> Tensor:
     return backbone.encode({name: torch.cat([view[name] for view in batch.views]) for name in names}).pooled_BD
 
 
-def gathered_views(features_BD: Tensor, part: Part | None) -> Tensor:
-    """The same of the two views of the whole batch, where several processes share it: each item is told from all others."""
-    return features_BD if part is None else torch.cat([gathered(view_BD, part) for view_BD in features_BD.chunk(2)])
+def gathered_views(part: Part | None, *features_BD: Tensor) -> list[Tensor]:
+    """Each of them, of the two views of the whole batch where several processes share it, by one exchange: each item is told from all others."""
+    if part is None:
+        return [*features_BD]
+    halves = [half for one_BD in features_BD for half in one_BD.chunk(2)]
+    whole = gathered(torch.cat(halves, 1), part).split([half.shape[1] for half in halves], 1)
+    return [torch.cat(pair) for pair in zip(whole[::2], whole[1::2], strict=True)]
 
 
 def spread(features_BD: Tensor) -> Tensor:

@@ -17,12 +17,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ml.contracts import Batch, Part
+from ml.neighbours import Neighbours, find
 from ml.networks import meet
 
 T = TypeVar("T")
 
 _patient: dist.ProcessGroup | None = None
 """For what rank 0 does alone, such as a validation: it may take longer than a rank may be silent in a step."""
+_neighbours: Neighbours | None = None
+"""Where all ranks are on one machine: what adds up their tensors that lie on the CPU."""
 
 
 def begin(device: torch.device, silence: float) -> None:
@@ -32,7 +35,7 @@ def begin(device: torch.device, silence: float) -> None:
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # the launcher's outlives a restart: it holds addresses of ranks that are gone
         store = dist.PrefixStore(f"attempt-{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
     dist.init_process_group(backend_of(device), store=store, rank=rank, world_size=count, timeout=timedelta(seconds=silence))
-    adopt()
+    adopt(silence)
 
 
 def backend_of(device: torch.device) -> str:
@@ -40,16 +43,39 @@ def backend_of(device: torch.device) -> str:
     return "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
 
 
-def adopt() -> None:
+def adopt(silence: float) -> None:
     """Takes part in a process group, of such a backend, that was joined already."""
-    global _patient
+    global _patient, _neighbours
     _patient = dist.new_group(backend="gloo", timeout=timedelta(days=1))
+    _neighbours = find(rank(), count(), silence, told, _all)
 
 
 def end() -> None:
     """Waits for the other ranks, and leaves the process group."""
+    global _neighbours
     told(lambda: None)
+    if _neighbours is not None:
+        _neighbours = _neighbours.close()
     dist.destroy_process_group()
+
+
+def close(device: torch.device) -> bool:
+    """Whether the ranks' tensors that lie there are on one machine's CPU."""
+    return _neighbours is not None and device.type == "cpu"
+
+
+def add_up(total: Tensor) -> None:
+    """Makes it the sum over the ranks, in place; without gradients."""
+    if close(total.device):
+        _neighbours.sum(total)
+    elif count() > 1:
+        dist.all_reduce(total)
+
+
+def _all(yes: bool) -> bool:
+    flag = torch.tensor(int(yes))
+    dist.all_reduce(flag, dist.ReduceOp.MIN)
+    return bool(flag)
 
 
 def rank() -> int:
@@ -65,7 +91,7 @@ def summed(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if count() == 1:
         return dict(values)
     total = torch.stack([value.float() for value in values.values()])
-    dist.all_reduce(total)
+    add_up(total)
     return dict(zip(values, total, strict=True))
 
 
@@ -74,7 +100,7 @@ def agreed(asked: bool, due: bool) -> tuple[bool, bool]:
     if count() == 1:
         return asked, due
     flags = torch.tensor([asked, due and rank() == 0], dtype=torch.int32)
-    dist.all_reduce(flags)
+    add_up(flags)
     return bool(flags[0]), bool(flags[1])
 
 
@@ -104,7 +130,7 @@ def share_of(batch: Batch, weight: Tensor | None) -> float | Tensor:
     if weight is None:
         return len(batch.targets_B) / batch.part.rows
     total = weight.detach().float().clone()
-    dist.all_reduce(total)
+    add_up(total)
     return weight.detach().float() / total.clamp(min=torch.finfo(total.dtype).tiny)
 
 
@@ -130,11 +156,11 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx, value: Tensor) -> Tensor:
         total = value.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
+        add_up(total)
         return total
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> Tensor:
         total = gradient.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
+        add_up(total)
         return total

@@ -54,6 +54,9 @@ class Sharded:
         """Gradients are exchanged each time: held back, they would be whole in each rank."""
         return nullcontext()
 
+    def share(self) -> None:
+        """Each backward pass has done it."""
+
     def told(self, make: Callable[[], T]) -> T:
         """What `make`, which calls the module or parts of it, gives in rank 0: all ranks do the same, as none has all weights."""
         self.module.unshard()  # what is in no layer; those gather their own

@@ -85,7 +85,9 @@ class _Normalised(torch.autograd.Function):
         as_given, by_weight_C, by_bias_C = torch.ops.aten.native_batch_norm_backward(
             gradient, x, weight, mean_C, variance_C, None, None, False, ctx.eps, [True, True, True]
         )  # as if mean and variance were given; what x does by them follows
-        all_2C = ranks.all_reduce(torch.stack([by_bias_C, by_weight_C]).to(mean_C)) / total
+        all_2C = torch.stack([by_bias_C, by_weight_C]).to(mean_C)
+        ranks.add_up(all_2C)
+        all_2C /= total
         spread_C = (variance_C + ctx.eps).rsqrt()
         factor_C = spread_C if weight is None else spread_C * weight.to(spread_C)
         slope_C = factor_C * spread_C * all_2C[1]
@@ -100,7 +102,9 @@ def _statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     own_mean_C, own_var_C = torch.batch_norm_update_stats(x if x.dtype is torch.float64 else x.float(), None, None, 0.0)
     own_C1 = torch.cat([own_mean_C, own_var_C * count, own_mean_C.new_tensor([count])])
     index = ranks.rank()
-    all_NC = ranks.all_reduce(F.pad(own_C1[None], (0, 0, index, ranks.count() - index - 1)))
+    all_NC = own_C1.new_zeros(ranks.count(), len(own_C1))
+    all_NC[index] = own_C1
+    ranks.add_up(all_NC)
     means_NC, squares_NC, counts_N1 = all_NC[:, : x.shape[1]], all_NC[:, x.shape[1] : -1], all_NC[:, -1:]
     total = counts_N1.sum()
     mean_C = (means_NC * counts_N1).sum(0) / total

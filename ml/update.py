@@ -56,6 +56,7 @@ class Updates:
                     value = value.detach().float() * share
                     found[name] = found[name] + value if name in found else value
                 self._backward(result.loss * (share * ranks.count()))  # of which data parallelism takes the mean over the ranks
+        self.coupled.share()
         return ranks.summed(found)
 
     def step(self, factor: float) -> None:

@@ -28,7 +28,7 @@ def main(folder: Path) -> None:
 def _train(folder: Path, compute: Compute) -> None:
     device = found(compute)
     trainer = ray.train.torch.TorchTrainer(
-        partial(_rank, str(folder), device.type),
+        partial(_rank, str(folder), device.type, compute.timeout),
         torch_config=ray.train.torch.TorchConfig(backend=ranks.backend_of(device), timeout_s=compute.timeout),
         scaling_config=ray.train.ScalingConfig(num_workers=compute.processes, use_gpu=device.type == "cuda"),
         run_config=ray.train.RunConfig(
@@ -43,9 +43,9 @@ def _train(folder: Path, compute: Compute) -> None:
         raise InputError(blind)
 
 
-def _rank(folder: str, kind: str) -> str | None:
+def _rank(folder: str, kind: str, silence: float) -> str | None:
     """One of the processes, somewhere in the cluster; gives what is wrong where not all of them can work in `folder`."""
-    ranks.adopt()
+    ranks.adopt(silence)
     blind = ranks.summed({"blind": torch.tensor(float(not (Path(folder) / "job.json").exists()))})["blind"]
     if blind:
         return (

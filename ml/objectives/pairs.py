@@ -38,4 +38,5 @@ class Pairs(nn.Module):
         """InfoNCE in nats in both directions, and the share of sources that find their targets."""
         features_BD = self.backbone.encode(both_sides(batch.inputs)).pooled_BD
         result = contrast_sides(features_BD, batch, self.temperature)
-        return StepResult(result.loss, {**result.extras, "feature_spread": spread(gathered_views(features_BD.detach(), batch.part))})
+        (all_BD,) = gathered_views(batch.part, features_BD.detach())
+        return StepResult(result.loss, {**result.extras, "feature_spread": spread(all_BD)})

@@ -43,11 +43,11 @@ class SimCLR(nn.Module):
 
     def step(self, batch: Batch) -> StepResult:
         features_BD = encode_views(self.backbone, batch)
-        projected_BD = gathered_views(self.projector(features_BD), batch.part)
+        projected_BD, features_BD = gathered_views(batch.part, self.projector(features_BD), features_BD.detach())
         rows, device = len(projected_BD), projected_BD.device
         similarity_BB = similarities(projected_BD, projected_BD, self.temperature)
         similarity_BB = similarity_BB.masked_fill(torch.eye(rows, dtype=torch.bool, device=device), float("-inf"))
         partner_B = torch.arange(rows, device=device).roll(rows // 2)
         loss = F.cross_entropy(similarity_BB, partner_B)
         found = (similarity_BB.detach().argmax(1) == partner_B).float().mean()
-        return StepResult(loss, {"contrastive_accuracy": found, "feature_spread": spread(gathered_views(features_BD.detach(), batch.part))})
+        return StepResult(loss, {"contrastive_accuracy": found, "feature_spread": spread(features_BD)})

@@ -41,14 +41,15 @@ class VICReg(nn.Module):
 
     def step(self, batch: Batch) -> StepResult:
         features_BD = encode_views(self.backbone, batch)
-        first_BD, second_BD = gathered_views(self.expander(features_BD).float(), batch.part).chunk(2)
+        expanded_BD, features_BD = gathered_views(batch.part, self.expander(features_BD).float(), features_BD.detach())
+        first_BD, second_BD = expanded_BD.chunk(2)
         invariance = F.mse_loss(first_BD, second_BD)
         variance = (_variance(first_BD) + _variance(second_BD)) / 2
         covariance = _covariance(first_BD) + _covariance(second_BD)
         weights = self.options
         loss = weights.invariance * invariance + weights.variance * variance + weights.covariance * covariance
         extras = {"invariance": invariance, "variance": variance, "covariance": covariance}
-        return StepResult(loss, {**{name: value.detach() for name, value in extras.items()}, "feature_spread": spread(gathered_views(features_BD.detach(), batch.part))})
+        return StepResult(loss, {**{name: value.detach() for name, value in extras.items()}, "feature_spread": spread(features_BD)})
 
 
 def _variance(z_BD: Tensor) -> Tensor:
