@@ -6,8 +6,8 @@
 
 Two comparisons, fresh processes with fixed threads, the two arms of each in turns A B B A:
 
-    coupled / uncoupled   two ranks by torchrun that share each batch, beside two processes at once that train alone on half of it
-    launched / local      one rank by torchrun, beside this process itself
+    coupled / uncoupled   two ranks, by torchrun or Ray, that share each batch, beside two processes at once that train alone on half of it
+    launched / local      one rank by the same, beside this process itself
 
 The demo's pretraining (simclr on digits), or another recipe's, with equal steps in all arms. `loop` is the time within the training loop, `whole` that of the process.
 """
@@ -36,7 +36,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1, help="times that each arm is run")
     parser.add_argument("--recipe", type=Path, default=RECIPE)
     parser.add_argument("--samples", type=int, default=40_000, help="rows that are trained on, one after another")
-    parser.add_argument("--batch", type=int, default=240, help="rows of a batch")
+    parser.add_argument("--batch", type=int, default=240, help="rows of a batch; of the demo, 240 and half of them make equally many steps")
+    parser.add_argument("--engine", choices=["torchrun", "ray"], default="torchrun", help="what starts the ranks")
     parser.add_argument("--output", type=Path, help="JSON file for all measurements")
     parser.add_argument("--arm", nargs=2, metavar=("FOLDER", "OVERRIDES"), help=argparse.SUPPRESS)
     parser.add_argument("changes", nargs="*", metavar="KEY=VALUE", help="what is other than in the recipe")
@@ -44,7 +45,7 @@ def main() -> None:
     if given.arm:
         print(json.dumps(arm(Path(given.arm[0]), json.loads(given.arm[1]))))
         return
-    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["OMP_NUM_THREADS"], engine = "1", f"compute.engine={given.engine}"
     with tempfile.TemporaryDirectory(prefix="scaling-") as temporary:
         scratch, numbers = Path(temporary), iter(range(10**6))
 
@@ -62,8 +63,8 @@ def main() -> None:
             return {name: max(one[name] for one in pair) for name in pair[0]}
 
         comparisons: dict[str, tuple[Callable[[], Taken], Callable[[], Taken]]] = {
-            "coupled / uncoupled": (lambda: trained(1, "compute.engine=torchrun", "compute.workers=2"), at_once),
-            "launched / local": (lambda: trained(1, "compute.engine=torchrun"), lambda: trained(1)),
+            "coupled / uncoupled": (lambda: trained(1, engine, "compute.workers=2"), at_once),
+            "launched / local": (lambda: trained(1, engine), lambda: trained(1)),
         }
         rounds: dict[str, list[tuple[Taken, Taken]]] = {name: [] for name in comparisons}
         trained(1)  # fills the file cache

@@ -59,17 +59,20 @@ class Neighbours:
         while sent or read:
             moved = False
             for other in [*sent]:
-                if got := self._told(other, lambda one, done=sent[other]: one.sendmsg(_left(memoryview(header), content, done))):
+                left = _left(memoryview(header), content, sent[other])
+                if got := self._told(other, lambda one, left=left: one.sendmsg(left)):
                     sent[other], moved = sent[other] + got, True
                     if sent[other] == size:
                         del sent[other]
             for other in [*read]:
-                if got := self._told(other, lambda one, head=heads[other], body=bodies[other], done=read[other]: one.recvmsg_into(_left(head, body, done))[0] or -1):
+                left = _left(heads[other], bodies[other], read[other])
+                if got := self._told(other, lambda one, left=left: one.recvmsg_into(left)[0] or -1):
                     if got < 0:
                         raise RuntimeError(f"rank {other} has ended")
                     read[other], moved = read[other] + got, True
                     if read[other] >= HEADER.size and heads[other] != header:
-                        raise RuntimeError(f"rank {other} adds up something else than rank {self.rank}: sum and bytes {HEADER.unpack(heads[other])}, not {HEADER.unpack(header)}")
+                        said = f"sum and bytes {HEADER.unpack(heads[other])}, not {HEADER.unpack(header)}"
+                        raise RuntimeError(f"rank {other} adds up something else than rank {self.rank}: {said}")
                     if read[other] == size:
                         del read[other]
             since = time.monotonic() if moved else since

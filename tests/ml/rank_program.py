@@ -17,7 +17,7 @@ import torch
 import torch._dynamo  # before the fork: each process would take seconds to import what a training needs
 import torch.distributed.fsdp
 
-from ml import ranks
+from ml import neighbours, ranks
 from ml.fit import fit
 from ml.interruption import Interrupted
 from ml.plan import Plan, read_weights, save_weights
@@ -65,9 +65,10 @@ def act(plan: str, workdir: str, stop: int = 0, strategy: str = "ddp", poisoned:
     save_weights(training.module, folder / "weights.safetensors")
 
 
-def enter(rank: int, count: int, store: str, actions: list[dict]) -> None:
+def enter(rank: int, count: int, store: str, actions: list[dict], apart: bool) -> None:
     torch.set_num_threads(1)
     if count > 1:
+        neighbours.MOST = 1 if apart else neighbours.MOST  # as on machines of their own
         os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store}
         ranks.begin(torch.device("cpu"), 60)
         os.environ.pop("WORLD_SIZE")
@@ -81,7 +82,9 @@ def main(path: str) -> None:
     context = multiprocessing.get_context("fork")
     for phase in json.loads(Path(path).read_text()):
         groups = [
-            context.Process(target=enter, args=(rank, group["ranks"], group["port"], group["actions"])) for group in phase for rank in range(group["ranks"])
+            context.Process(target=enter, args=(rank, group["ranks"], group["port"], group["actions"], group["apart"]))
+            for group in phase
+            for rank in range(group["ranks"])
         ]
         for process in groups:
             process.start()

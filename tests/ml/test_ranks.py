@@ -41,6 +41,8 @@ WAYS = {
     "1, divided, 2, 1": ("unfreezing", [(1, "ddp"), (2, "fsdp"), (2, "ddp"), (1, "ddp")]),
     "divided, 1, divided": ("unfreezing", [(2, "fsdp"), (1, "ddp"), (2, "fsdp")]),
 }
+TWO = {"ddp": ("ddp", False), "fsdp": ("fsdp", False), "apart": ("ddp", True)}
+"""How two ranks train: the strategy, and whether each is on a machine of its own, so that torch's parallelism exchanges what sockets do otherwise."""
 STOP = 3
 POISONED = {"unfreezing": 5, "accumulated": 11}
 """Cases trained once more, in which one rank's loss is not finite at this call: the first returns to a checkpoint, the other to the first weights."""
@@ -70,12 +72,12 @@ def trained(tmp_path_factory, tiny, tiny_text, tiny_heads):
         return {"plan": str(folder / case), "workdir": str(folder / case / workdir), **more}
 
     def bad(case, way):
-        return action(case, f"{way} poisoned", strategy="ddp" if way == "1" else way, poisoned=POISONED[case])
+        return action(case, f"{way} poisoned", strategy=TWO.get(way, ("ddp",))[0], poisoned=POISONED[case])
 
-    def group(ranks, *actions):
+    def group(ranks, *actions, apart=False):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
-            return {"ranks": ranks, "port": str(free.getsockname()[1]), "actions": actions}
+            return {"ranks": ranks, "port": str(free.getsockname()[1]), "actions": actions, "apart": apart}
 
     def turns(number):
         for way, (case, who) in WAYS.items():
@@ -86,7 +88,10 @@ def trained(tmp_path_factory, tiny, tiny_text, tiny_heads):
     phases = [[group(ranks, *[one for wanted, one in turns(number) if wanted == ranks]) for ranks in (1, 2)] for number in range(4)]
     phases[0] += [
         group(1, *[action(case, "1") for case in CASES], *[bad(case, "1") for case in POISONED]),
-        *[group(2, *[action(case, one.value, strategy=one.value) for case in CASES], *[bad(case, one.value) for case in POISONED]) for one in Strategy],
+        *[
+            group(2, *[action(case, way, strategy=strategy) for case in CASES], *[bad(case, way) for case in POISONED], apart=apart)
+            for way, (strategy, apart) in TWO.items()
+        ],
     ]
     (folder / "jobs.json").write_text(json.dumps(phases))
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -117,10 +122,14 @@ def same(one: Path, other: Path) -> None:
         torch.testing.assert_close(weights[1][name], value, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
 
 
-@pytest.mark.parametrize("strategy", Strategy)
+def test_every_strategy_is_tried():
+    assert {strategy for strategy, _ in TWO.values()} == {one.value for one in Strategy}
+
+
+@pytest.mark.parametrize("way", TWO)
 @pytest.mark.parametrize("case", CASES)
-def test_two_ranks_learn_what_one_process_learns(case, strategy, trained):
-    same(trained / case / "1", trained / case / strategy.value)
+def test_two_ranks_learn_what_one_process_learns(case, way, trained):
+    same(trained / case / "1", trained / case / way)
     losses = [metrics["train/loss"] for _, metrics in sorted(curve(trained / case / "1").items()) if "train/loss" in metrics]
     assert max(losses) > 1.001 * min(losses), "nothing was learnt"
 
@@ -132,9 +141,9 @@ def test_a_checkpoint_of_one_number_of_ranks_goes_on_with_another(way, trained):
     assert json.loads((trained / case / way / "curve.json").read_text())["processes"] == [number for number, _ in groupby(ranks for ranks, _ in who)]
 
 
-@pytest.mark.parametrize("strategy", Strategy)
+@pytest.mark.parametrize("way", TWO)
 @pytest.mark.parametrize("case", POISONED)
-def test_a_loss_that_is_not_finite_in_one_rank_takes_all_of_them_back(case, strategy, trained):
-    same(trained / case / "1 poisoned", trained / case / f"{strategy.value} poisoned")
+def test_a_loss_that_is_not_finite_in_one_rank_takes_all_of_them_back(case, way, trained):
+    same(trained / case / "1 poisoned", trained / case / f"{way} poisoned")
     returns = [step for step, metrics in curve(trained / case / "1 poisoned").items() if "train/returns" in metrics]
     assert len(returns) == 1
