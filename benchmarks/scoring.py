@@ -4,8 +4,9 @@
     python -m benchmarks.scoring --rows 300 --rounds 2 --rest 5 # does it work?
 
 Of each kind of model, with random weights: `Predictor` on raw items (PNG files, strings; decoding included) and on stored rows; the peers get tensors
-that are ready, in batches as they come, each padded to its longest text. All arms of a round follow one another, in turns forwards and backwards, with memory kept as `warmstart predict` keeps it: without that, bare torch is
-a third slower here. Figures are medians of the rounds' ratios. onnxruntime runs in a process of its own. REST is one row to `mlflow models serve`.
+that are ready, in batches as they come, each padded to its longest text. All arms of a round follow one another, in turns forwards and backwards,
+with memory kept as `warmstart predict` keeps it, without which bare torch is a quarter slower; figures are medians of the rounds' ratios. onnxruntime
+runs in a process of its own. REST is one row to `mlflow models serve`.
 The largest difference of two arms' probabilities shows that the work is the same.
 """
 

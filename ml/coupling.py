@@ -32,7 +32,7 @@ class Coupled:
         self.module = self.called = module.to(device)
         self.groups = groups
         self.learns: list[bool] = []
-        self.small = ranks.close(device) and ranks.count() * sum(parameter.nbytes for parameter in module.parameters()) <= SMALL
+        self.small = ranks.near(device) and ranks.count() * sum(parameter.nbytes for parameter in module.parameters()) <= SMALL
         if self.small:
             for tensor in module.state_dict().values():
                 dist.broadcast(tensor, 0)  # as DistributedDataParallel begins

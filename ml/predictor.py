@@ -56,8 +56,8 @@ class Predictor:
         """From a folder of model.safetensors and model.json; nothing is unpickled."""
         model, info = load_model(Path(folder))
         device = torch.device(device)
-        model = _fastest(model.to(device).eval(), lambda model, inputs: model(inputs), info.spec, device)
-        return cls(model, info.spec, info.temperature, device, graph)
+        model = model.to(device).eval()
+        return cls(model if graph else _fastest(model, Model.__call__, info.spec, device), info.spec, info.temperature, device, graph)
 
     @property
     def modality(self) -> Any:

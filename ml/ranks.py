@@ -59,14 +59,14 @@ def end() -> None:
     dist.destroy_process_group()
 
 
-def close(device: torch.device) -> bool:
+def near(device: torch.device) -> bool:
     """Whether the ranks' tensors that lie there are on one machine's CPU."""
     return _neighbours is not None and device.type == "cpu"
 
 
 def add_up(total: Tensor) -> None:
     """Makes it the sum over the ranks, in place; without gradients."""
-    if close(total.device):
+    if near(total.device):
         _neighbours.sum(total)
     elif count() > 1:
         dist.all_reduce(total)

@@ -71,6 +71,7 @@ def enter(rank: int, count: int, store: str, actions: list[dict], apart: bool) -
         neighbours.MOST = 1 if apart else neighbours.MOST  # as on machines of their own
         os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store}
         ranks.begin(torch.device("cpu"), 60)
+        assert ranks.near(torch.device("cpu")) is not apart
         os.environ.pop("WORLD_SIZE")
     for action in actions:
         act(**action)
