@@ -4,13 +4,14 @@ small one share a machine, its gradients are added up at once, as nothing is lef
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from torch.nn.parallel import DistributedDataParallel
 
 from ml import ranks
@@ -32,10 +33,13 @@ class Coupled:
         self.module = self.called = module.to(device)
         self.groups = groups
         self.learns: list[bool] = []
+        self.learnt: list[nn.Parameter] = []
         self.small = ranks.near(device) and ranks.count() * sum(parameter.nbytes for parameter in module.parameters()) <= SMALL
         if self.small:
             for tensor in module.state_dict().values():
                 dist.broadcast(tensor, 0)  # as DistributedDataParallel begins
+        self.mean_of = 1 if self.small else ranks.count()
+        """Ranks, of whose losses the gradients are the mean and not the sum."""
 
     def __call__(self, *inputs: Any) -> Any:
         return self.called(*inputs)
@@ -43,6 +47,7 @@ class Coupled:
     def renew(self) -> None:
         """To be called whenever parameters may have begun or ceased to learn: parallelism is told of that once."""
         learns = [parameter.requires_grad for parameter in self.module.parameters()]
+        self.learnt = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
         if ranks.count() > 1 and not self.small and learns != self.learns:
             if self.learns:
                 self.called._remove_autograd_hooks()  # it may live on in cycles
@@ -53,20 +58,22 @@ class Coupled:
         """Within it gradients stay in a rank: they go along with those of the next step outside."""
         return self.called.no_sync() if self.learns else nullcontext()
 
-    def share(self) -> None:
-        """To be called after the last backward pass of an update."""
+    def share(self, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """To be called after the last backward pass of an update: the sums over the ranks of what was `found`, all scalars."""
         if not self.small:
-            return  # that pass has done it
-        learnt = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
-        used = torch.tensor([parameter.grad is not None for parameter in learnt], dtype=torch.float32)
-        total = torch.cat([used, *(torch.zeros(one.numel()) if one.grad is None else one.grad.reshape(-1) for one in learnt)])
+            return ranks.summed(found)  # that pass has exchanged the gradients
+        used = torch.tensor([parameter.grad is not None for parameter in self.learnt], dtype=torch.float32)
+        gradients = [torch.zeros_like(one) if one.grad is None else one.grad for one in self.learnt]
+        total = _flatten_dense_tensors([*found.values(), used, *gradients])
         ranks.add_up(total)
-        total.div_(ranks.count())
-        used, *parts = total.split([len(learnt), *(one.numel() for one in learnt)])
-        for parameter, part, share in zip(learnt, parts, used.tolist(), strict=True):
-            if share:  # otherwise no rank has used it, and the optimizer passes it over
-                parameter.grad = torch.empty_like(parameter) if parameter.grad is None else parameter.grad
-                parameter.grad.copy_(part.view_as(parameter))
+        *sums, used = _unflatten_dense_tensors(total, [*found.values(), used])
+        start = len(found) + len(self.learnt)
+        for parameter, shared, has in zip(self.learnt, _unflatten_dense_tensors(total[start:], self.learnt), used.tolist(), strict=True):
+            if has and parameter.is_contiguous() and parameter.dtype is shared.dtype:
+                parameter.grad = shared
+            elif has:  # otherwise no rank has used it, and the optimizer passes it over
+                parameter.grad = torch.empty_like(parameter).copy_(shared)  # it lies as the parameter does
+        return dict(zip(found, sums, strict=True))
 
     def told(self, make: Callable[[], T]) -> T:
         """What `make`, which may call the module or parts of it, gives in rank 0, where alone it is called; plain data, in all ranks."""

@@ -1,11 +1,12 @@
-"""Sums over ranks that share a machine, by sockets between each two of them.
+"""Sums over ranks that share a machine, in memory that they share; sockets between each two of them say when it may be read.
 
 gloo passes each exchange through threads that sleep: one or two milliseconds, where a small network has twenty in an update, one for each batch
-normalisation on either way. Here the thread that needs the sum sends and reads itself, and looks for a while before it sleeps (docs/decisions/0027).
+normalisation on either way. Here the thread that needs the sum writes and reads itself, and looks for a while before it sleeps (docs/decisions/0027).
 """
 
 from __future__ import annotations
 
+import mmap
 import os
 import select
 import shutil
@@ -13,7 +14,8 @@ import socket
 import struct
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -24,87 +26,94 @@ SPIN = 0.02
 MOST = 16
 """Ranks, above which each two of them would be too many."""
 HEADER = struct.Struct("<QQ")
-"""Before what is sent: the number of the sum, and its bytes."""
-BUFFER = 4 << 20
+"""What a rank tells the others: the number of the part of a sum that lies in its memory, and its bytes."""
+KIND = socket.SOCK_SEQPACKET
+"""A message comes as a whole."""
+PART = 1 << 20
+"""Bytes that are added up at once. Each rank has room for two parts: when it writes one, nobody reads that before the last any more."""
+
+SHAPES = 256
+"""Kinds of parts whose places in the memory are kept: after a layer has emptied the caches, to find one takes as long as to fill it."""
 
 
 class Neighbours:
-    """This rank's sockets, by the other rank. A rank that is silent for `silence` seconds, or ends, ends a sum with a RuntimeError."""
+    """This rank's sockets, by the other rank, and all ranks' `memory`. A rank that is silent for `silence` seconds, or ends, ends a sum with a RuntimeError."""
 
-    def __init__(self, rank: int, sockets: dict[int, socket.socket], silence: float):
-        self.rank, self.sockets, self.silence, self.sums = rank, sockets, silence, 0
+    def __init__(self, rank: int, sockets: dict[int, socket.socket], memory: mmap.mmap, silence: float):
+        self.rank, self.sockets, self.silence, self.parts = rank, sockets, silence, 0
+        self.memory_N2P = torch.frombuffer(memory, dtype=torch.uint8).view(len(sockets) + 1, 2, PART)
+        self.rooms = lru_cache(SHAPES)(self._rooms)
         for one in sockets.values():
-            one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
             one.setblocking(False)
 
     def sum(self, total: Tensor) -> None:
         """Makes `total`, on the CPU and of one shape in all ranks, the sum over them in place: the same to the bit in each."""
-        self.sums += 1
-        own = total.detach().contiguous()
-        parts = {self.rank: own, **self._exchange(own)}
-        first, *others = (parts[number] for number in sorted(parts))
-        found = first + others[0]
-        for one in others[1:]:
-            found += one
-        total.copy_(found)
+        flat = total.contiguous().view(-1)
+        for part in _parts(flat):
+            first, second, *others = self._shown(part)
+            torch.add(first, second, out=part)
+            for one in others:
+                part += one
+        if flat.data_ptr() != total.data_ptr():
+            total.copy_(flat.view_as(total))
 
-    def _exchange(self, own: Tensor) -> dict[int, Tensor]:
-        """The like of `own` that each other rank sends, who all get it."""
-        header = HEADER.pack(self.sums, own.nbytes)
-        content, size = _bytes(own), HEADER.size + own.nbytes
-        found = {other: torch.empty_like(own) for other in self.sockets}
-        heads, bodies = {other: memoryview(bytearray(HEADER.size)) for other in found}, {other: _bytes(one) for other, one in found.items()}
-        sent, read = dict.fromkeys(found, 0), dict.fromkeys(found, 0)
-        since = time.monotonic()
-        while sent or read:
-            moved = False
-            for other in [*sent]:
-                left = _left(memoryview(header), content, sent[other])
-                if got := self._told(other, lambda one, left=left: one.sendmsg(left)):
-                    sent[other], moved = sent[other] + got, True
-                    if sent[other] == size:
-                        del sent[other]
-            for other in [*read]:
-                left = _left(heads[other], bodies[other], read[other])
-                if got := self._told(other, lambda one, left=left: one.recvmsg_into(left)[0] or -1):
-                    if got < 0:
-                        raise RuntimeError(f"rank {other} has ended")
-                    read[other], moved = read[other] + got, True
-                    if read[other] >= HEADER.size and heads[other] != header:
-                        said = f"sum and bytes {HEADER.unpack(heads[other])}, not {HEADER.unpack(header)}"
-                        raise RuntimeError(f"rank {other} adds up something else than rank {self.rank}: {said}")
-                    if read[other] == size:
-                        del read[other]
-            since = time.monotonic() if moved else since
-            if (waited := time.monotonic() - since) > self.silence:
-                raise RuntimeError(f"rank {min({**sent, **read})} has been silent for {self.silence:g} s")
+    def stack(self, own: Tensor) -> Tensor:
+        """(N, ...) of what each of the N ranks has, on the CPU and of one shape in all."""
+        parts = [torch.stack(self._shown(part)) for part in _parts(own.contiguous().view(-1))]
+        return (parts[0] if len(parts) == 1 else torch.cat(parts, 1)).view(len(self.sockets) + 1, *own.shape)
+
+    def _shown(self, part: Tensor) -> tuple[Tensor, ...]:
+        """That part of all ranks, by rank, until the next but one is asked for."""
+        rooms = self.rooms(self.parts % 2, part.dtype, len(part))
+        rooms[self.rank].copy_(part)
+        self._meet(part.nbytes)
+        return rooms
+
+    def _rooms(self, half: int, dtype: torch.dtype, count: int) -> tuple[Tensor, ...]:
+        return self.memory_N2P[:, half, : count * dtype.itemsize].view(dtype).unbind()
+
+    def _meet(self, size: int) -> None:
+        """Tells the others that this rank's part lies there, and waits until theirs do."""
+        self.parts += 1
+        header = HEADER.pack(self.parts, size)
+        for other in self.sockets:
+            self._asked(other, lambda one: one.send(header))
+        waiting, began = [*self.sockets], time.monotonic()
+        while waiting:
+            for other in [*waiting]:
+                if (said := self._asked(other, lambda one: one.recv(HEADER.size))) is not None:
+                    if said != header:
+                        found = f"part and bytes {HEADER.unpack(said)}, not {HEADER.unpack(header)}"
+                        raise RuntimeError(f"rank {other} adds up something else than rank {self.rank}: {found}")
+                    waiting.remove(other)
+            if not waiting:
+                return
+            if (waited := time.monotonic() - began) > self.silence:
+                raise RuntimeError(f"rank {waiting[0]} has been silent for {self.silence:g} s")
             if waited < SPIN:
                 os.sched_yield()
             else:
-                select.select([self.sockets[other] for other in read], [self.sockets[other] for other in sent], [], self.silence - waited)
-        return found
+                select.select([self.sockets[other] for other in waiting], [], [], self.silence - waited)
 
-    def _told(self, other: int, act: Callable[[socket.socket], int]) -> int:
-        """What `act` gives of that rank's socket; 0 where it has to wait."""
+    def _asked(self, other: int, act: Callable[[socket.socket], int | bytes]) -> int | bytes | None:
+        """What `act` gives of that rank's socket; None where it has to wait."""
         try:
-            return act(self.sockets[other])
+            found = act(self.sockets[other])
         except BlockingIOError:
-            return 0
+            return None
         except ConnectionError:
-            raise RuntimeError(f"rank {other} has ended") from None
+            found = b""
+        if found == b"":
+            raise RuntimeError(f"rank {other} has ended")
+        return found
 
     def close(self) -> None:
         for one in self.sockets.values():
             one.close()
 
 
-def _bytes(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
-
-
-def _left(head: memoryview, body: memoryview, done: int) -> list[memoryview]:
-    """What is left of both after the first `done` bytes."""
-    return [head[done:], body] if done < HEADER.size else [body[done - HEADER.size :]]
+def _parts(flat: Tensor) -> Sequence[Tensor]:
+    return [flat] if flat.nbytes <= PART else flat.split(PART // flat.element_size())
 
 
 def find(rank: int, count: int, silence: float, told: Callable[[Callable[[], str]], str], agreed: Callable[[bool], bool]) -> Neighbours | None:
@@ -116,33 +125,58 @@ def find(rank: int, count: int, silence: float, told: Callable[[Callable[[], str
         return None
     folder = Path(told(lambda: tempfile.mkdtemp(prefix="warmstart-")))
     sockets: dict[int, socket.socket] = {}
+    shared: list[mmap.mmap] = []
     try:
-        with socket.socket(socket.AF_UNIX) as door:
+        with socket.socket(socket.AF_UNIX, KIND) as door:
             here = agreed(_succeeds(lambda: (door.bind(str(folder / str(rank))), door.listen(count))))
             here = here and agreed(_succeeds(lambda: sockets.update({other: _connected(folder / str(other), rank) for other in range(rank)})))
             for _ in range(rank + 1, count if here else 0):  # they are at the door
                 one, _ = door.accept()
                 sockets[one.recv(1)[0]] = one
+        here = here and agreed(rank > 0 or _succeeds(lambda: shared.append(_given(sockets, count))))
+        if here and rank > 0:
+            shared.append(_taken(sockets[0], count))
         agreed(True)  # nobody needs the folder any more
     finally:
         if rank == 0:
             shutil.rmtree(folder, ignore_errors=True)
-    made = Neighbours(rank, dict(sorted(sockets.items())), silence)
-    if not here:
-        made.close()
-    return made if here else None
+    if here:
+        return Neighbours(rank, dict(sorted(sockets.items())), shared[0], silence)
+    for one in sockets.values():
+        one.close()
+    return None
+
+
+def _given(sockets: dict[int, socket.socket], count: int) -> mmap.mmap:
+    """Memory for all ranks, which the others get too: of no file system, as that for shared memory is small in many a container."""
+    descriptor = os.memfd_create("warmstart")
+    try:
+        os.ftruncate(descriptor, count * 2 * PART)
+        for one in sockets.values():
+            socket.send_fds(one, [b"memory"], [descriptor])
+        return mmap.mmap(descriptor, count * 2 * PART)
+    finally:
+        os.close(descriptor)
+
+
+def _taken(first: socket.socket, count: int) -> mmap.mmap:
+    _, (descriptor, *_), *_ = socket.recv_fds(first, len(b"memory"), 1)
+    try:
+        return mmap.mmap(descriptor, count * 2 * PART)
+    finally:
+        os.close(descriptor)
 
 
 def _succeeds(act: Callable[[], object]) -> bool:
     try:
         act()
-    except OSError:  # another machine has no such folder; nor does any system have names of any length
+    except (OSError, AttributeError):  # another machine has no such folder; another system no such sockets or memory, or names of any length
         return False
     return True
 
 
 def _connected(path: Path, rank: int) -> socket.socket:
-    one = socket.socket(socket.AF_UNIX)
+    one = socket.socket(socket.AF_UNIX, KIND)
     one.connect(str(path))
-    one.sendall(bytes([rank]))
+    one.send(bytes([rank]))
     return one

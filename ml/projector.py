@@ -35,6 +35,14 @@ def gathered_views(part: Part | None, *features_BD: Tensor) -> list[Tensor]:
     return [torch.cat(pair) for pair in zip(whole[::2], whole[1::2], strict=True)]
 
 
+def own_places(part: Part | None, own_BD: Tensor) -> Tensor:
+    """Where the rows of both views that this process has are among those of the whole batch."""
+    count = len(own_BD) // 2
+    start, rows = (0, count) if part is None else (part.start, part.rows)
+    first_B = torch.arange(start, start + count, device=own_BD.device)
+    return torch.cat([first_B, first_B + rows])
+
+
 def spread(features_BD: Tensor) -> Tensor:
     """Mean standard deviation of unit-length features times √D: near 1 when they use all directions, 0 when collapsed."""
     unit_BD = F.normalize(features_BD.detach().float(), dim=1)

@@ -72,6 +72,15 @@ def add_up(total: Tensor) -> None:
         dist.all_reduce(total)
 
 
+def stacked(own: Tensor) -> Tensor:
+    """(N, ...) of what each of the N ranks has, of one shape in all; without gradients."""
+    if near(own.device):
+        return _neighbours.stack(own)
+    found = own.new_empty(count() * own.numel())
+    dist.all_gather_into_tensor(found, own.contiguous().view(-1))
+    return found.view(-1, *own.shape)
+
+
 def _all(yes: bool) -> bool:
     flag = torch.tensor(int(yes))
     dist.all_reduce(flag, dist.ReduceOp.MIN)

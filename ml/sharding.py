@@ -6,13 +6,13 @@ A layer's weights are gathered when it is called, and let go after it; gradients
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from ml import ranks
@@ -54,8 +54,14 @@ class Sharded:
         """Gradients are exchanged each time: held back, they would be whole in each rank."""
         return nullcontext()
 
-    def share(self) -> None:
-        """Each backward pass has done it."""
+    @property
+    def mean_of(self) -> int:
+        """Ranks, of whose losses the gradients are the mean."""
+        return ranks.count()
+
+    def share(self, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The sums over the ranks of what was `found`, all scalars; each backward pass has exchanged the gradients."""
+        return ranks.summed(found)
 
     def told(self, make: Callable[[], T]) -> T:
         """What `make`, which calls the module or parts of it, gives in rank 0: all ranks do the same, as none has all weights."""

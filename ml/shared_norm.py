@@ -56,56 +56,54 @@ def batch_norm(
     """As `F.batch_norm` of (B, C, ...), with the mean and the variance of all ranks' rows in training."""
     if not training:
         return F.batch_norm(x, running_mean, running_var, weight, bias, False, momentum, eps)
-    y, mean_C, variance_C, rows = _Normalised.apply(x, weight, bias, eps)
-    if running_mean is not None:
-        with torch.no_grad():
-            running_mean.lerp_(mean_C.to(running_mean), momentum)
-            running_var.lerp_((variance_C * (rows / (rows - 1).clamp(min=1))).to(running_var), momentum)
-    return y
+    return _Normalised.apply(x, running_mean, running_var, weight, bias, momentum, eps)
 
 
 class _Normalised(torch.autograd.Function):
-    """(y, mean (C,), variance (C,), values a channel) by torch's own kernels on either way, with one exchange on each.
+    """By torch's own kernels on either way, with one exchange on each. After a layer has emptied the caches even the smallest operation
+    takes some 20 µs, so that there are few of them.
 
     The gradient is that of Ioffe and Szegedy 2015, section 3, with sums over all ranks.
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(
+        ctx, x: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None, bias: Tensor | None, momentum: float, eps: float
+    ) -> Tensor:
         mean_C, variance_C, total = _statistics(x)
-        y = torch.native_batch_norm(x, weight, bias, mean_C, variance_C, False, 0.0, eps)[0]
         ctx.save_for_backward(x, weight, mean_C, variance_C, total)
         ctx.eps, ctx.biased = eps, bias is not None
-        ctx.mark_non_differentiable(mean_C, variance_C, total)
-        return y, mean_C, variance_C, total
+        if running_mean is not None:
+            running_mean.lerp_(mean_C.to(running_mean), momentum)
+            running_var.lerp_((variance_C * (total / (total - 1).clamp_(min=1))).to(running_var), momentum)
+        return torch.native_batch_norm(x, weight, bias, mean_C, variance_C, False, 0.0, eps)[0]
 
     @staticmethod
-    def backward(ctx, gradient: Tensor, *_: Any) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean_C, variance_C, total = ctx.saved_tensors
-        as_given, by_weight_C, by_bias_C = torch.ops.aten.native_batch_norm_backward(
-            gradient, x, weight, mean_C, variance_C, None, None, False, ctx.eps, [True, True, True]
-        )  # as if mean and variance were given; what x does by them follows
-        all_2C = torch.stack([by_bias_C, by_weight_C]).to(mean_C)
+        _, by_weight_C, by_bias_C = torch.ops.aten.native_batch_norm_backward(
+            gradient, x, weight, mean_C, variance_C, None, None, False, ctx.eps, [False, True, True]
+        )
+        all_2C = torch.stack([by_weight_C, by_bias_C]).to(mean_C)
         ranks.add_up(all_2C)
-        all_2C /= total
-        spread_C = (variance_C + ctx.eps).rsqrt()
-        factor_C = spread_C if weight is None else spread_C * weight.to(spread_C)
-        slope_C = factor_C * spread_C * all_2C[1]
-        shape = (1, -1) + (1,) * (x.ndim - 2)
-        as_given.sub_((factor_C * all_2C[0] - slope_C * mean_C).to(x.dtype).view(shape)).addcmul_(x, slope_C.to(x.dtype).view(shape), value=-1)
-        return as_given, by_weight_C if weight is not None else None, by_bias_C if ctx.biased else None, None
+        factor_C = (variance_C + ctx.eps).rsqrt_()
+        if weight is not None:
+            factor_C *= weight
+        by_spread_C, by_mean_C = all_2C.mul_(factor_C).div_(-total)
+        # What x does by mean and variance is linear in it: one pass of the same kernel; what it does by itself is another.
+        by_x = torch.native_batch_norm(x, by_spread_C, by_mean_C, mean_C, variance_C, False, 0.0, ctx.eps)[0]
+        by_x.addcmul_(gradient, factor_C.to(x.dtype).view(1, -1, *[1] * (x.ndim - 2)))
+        return by_x, None, None, by_weight_C if weight is not None else None, by_bias_C if ctx.biased else None, None, None
 
 
 def _statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Mean and variance (C,) of all ranks' rows, and how many values each is of: one exchange, put together as by Chan et al. 1979."""
     count = x.numel() // x.shape[1]
     own_mean_C, own_var_C = torch.batch_norm_update_stats(x if x.dtype is torch.float64 else x.float(), None, None, 0.0)
-    own_C1 = torch.cat([own_mean_C, own_var_C * count, own_mean_C.new_tensor([count])])
-    index = ranks.rank()
-    all_NC = own_C1.new_zeros(ranks.count(), len(own_C1))
-    all_NC[index] = own_C1
-    ranks.add_up(all_NC)
-    means_NC, squares_NC, counts_N1 = all_NC[:, : x.shape[1]], all_NC[:, x.shape[1] : -1], all_NC[:, -1:]
+    all_NC = ranks.stacked(torch.cat([own_mean_C, own_var_C, own_mean_C.new_full((1,), count)]))
+    means_NC, variances_NC, counts_N1 = all_NC.split([x.shape[1], x.shape[1], 1], 1)
     total = counts_N1.sum()
-    mean_C = (means_NC * counts_N1).sum(0) / total
-    return mean_C, (squares_NC + counts_N1 * (means_NC - mean_C).square()).sum(0) / total, total
+    shares_N1 = counts_N1 / total
+    mean_C = (means_NC * shares_N1).sum(0)
+    apart_NC = means_NC - mean_C
+    return mean_C, (variances_NC.addcmul(apart_NC, apart_NC).mul_(shares_N1)).sum(0), total

@@ -55,9 +55,8 @@ class Updates:
                 for name, value in {"loss": result.loss, **result.extras}.items():
                     value = value.detach().float() * share
                     found[name] = found[name] + value if name in found else value
-                self._backward(result.loss * (share * ranks.count()))  # of which data parallelism takes the mean over the ranks
-        self.coupled.share()
-        return ranks.summed(found)
+                self._backward(result.loss * (share * self.coupled.mean_of))
+        return self.coupled.share(found)
 
     def step(self, factor: float) -> None:
         """Clips the gradients, and goes a step along them at `factor` of the peak rates."""

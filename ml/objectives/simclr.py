@@ -3,21 +3,20 @@
 Of texts that are not altered at all, by the preset "none", two views still differ by the backbone's dropout: that is unsupervised SimCSE (Gao et
 al. 2021, arXiv:2104.08821), with a temperature of 0.05 and an output of 0.
 
-B batch, D features.
+B rows of both views of a batch, b those of this process, D features.
 """
 
 from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
 from pydantic import Field
 from torch import nn
 from torch.nn import functional as F
 
 from ml.contracts import Batch, DataSpec, Options, StepResult
 from ml.losses import similarities
-from ml.projector import encode_views, gathered_views, projector, spread
+from ml.projector import encode_views, gathered_views, own_places, projector, spread
 
 
 class SimCLROptions(Options):
@@ -42,12 +41,13 @@ class SimCLR(nn.Module):
         self.projector = projector(backbone.width, options.hidden, options.output) if options.output else nn.Identity()
 
     def step(self, batch: Batch) -> StepResult:
-        features_BD = encode_views(self.backbone, batch)
-        projected_BD, features_BD = gathered_views(batch.part, self.projector(features_BD), features_BD.detach())
-        rows, device = len(projected_BD), projected_BD.device
-        similarity_BB = similarities(projected_BD, projected_BD, self.temperature)
-        similarity_BB = similarity_BB.masked_fill(torch.eye(rows, dtype=torch.bool, device=device), float("-inf"))
-        partner_B = torch.arange(rows, device=device).roll(rows // 2)
-        loss = F.cross_entropy(similarity_BB, partner_B)
-        found = (similarity_BB.detach().argmax(1) == partner_B).float().mean()
+        features_bD = encode_views(self.backbone, batch)
+        own_bD = self.projector(features_bD)
+        projected_BD, features_BD = gathered_views(batch.part, own_bD, features_bD.detach())
+        own_b, rows = own_places(batch.part, own_bD), len(projected_BD)
+        similarity_bB = similarities(own_bD, projected_BD, self.temperature)  # each process asks for its rows
+        similarity_bB = similarity_bB.scatter(1, own_b[:, None], float("-inf"))
+        partner_b = (own_b + rows // 2) % rows
+        loss = F.cross_entropy(similarity_bB, partner_b)
+        found = (similarity_bB.detach().argmax(1) == partner_b).float().mean()
         return StepResult(loss, {"contrastive_accuracy": found, "feature_spread": spread(features_BD)})

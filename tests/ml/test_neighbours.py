@@ -1,5 +1,6 @@
-"""Ranks of one machine add up by sockets: exactly, and with a clear end where one of them is gone, silent, or does something else."""
+"""Ranks of one machine add up in memory that they share: exactly, and with a clear end where one of them is gone, silent, or does something else."""
 
+import mmap
 import select
 import socket
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ml.neighbours import MOST, SPIN, Neighbours, find
+from ml.neighbours import KIND, MOST, PART, SPIN, Neighbours, find
 
 OPEN: list[Neighbours] = []
 
@@ -29,8 +30,9 @@ def together(count: int, silence: float = 20.0) -> list[Neighbours]:
     """All ranks of a machine, in this process."""
     sockets: list[dict[int, socket.socket]] = [{} for _ in range(count)]
     for one, other in combinations(range(count), 2):
-        sockets[one][other], sockets[other][one] = socket.socketpair()
-    made = [Neighbours(rank, dict(sorted(those.items())), silence) for rank, those in enumerate(sockets)]
+        sockets[one][other], sockets[other][one] = socket.socketpair(socket.AF_UNIX, KIND)
+    memory = mmap.mmap(-1, count * 2 * PART)
+    made = [Neighbours(rank, dict(sorted(those.items())), memory, silence) for rank, those in enumerate(sockets)]
     OPEN.extend(made)
     return made
 
@@ -54,6 +56,35 @@ def test_all_have_the_sum_to_the_bit(count, dtype, shape):
         at_once([lambda rank=rank, total=total: rank.sum(total) for rank, total in zip(ranks, totals, strict=True)])
         assert all(torch.equal(total, expected) for total in totals)
         totals = [one.clone() for one in given]
+
+
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("shape", [(), (0,), (7, 5), (600_001,)])
+def test_all_have_what_each_has(count, shape):
+    given = [torch.full(shape, float(rank)) for rank in range(count)]
+    ranks = together(count)
+    for _ in range(3):  # what was given out stays, whatever comes after
+        found = at_once([lambda rank=rank, own=own: rank.stack(own) for rank, own in zip(ranks, given, strict=True)])
+        at_once([lambda rank=rank: rank.sum(torch.ones(PART)) for rank in ranks])
+        assert all(torch.equal(one, torch.stack(given)) for one in found)
+
+
+def test_sums_follow_one_another_at_any_pace():
+    """No rank writes over what another still reads."""
+    ranks, generator = together(3), torch.Generator().manual_seed(0)
+    pauses = torch.rand(3, 300, generator=generator) * 0.002
+
+    def many(rank: Neighbours) -> list[float]:
+        found = []
+        for number, pause in enumerate(pauses[rank.rank].tolist()):
+            time.sleep(pause if pause > 0.001 else 0)
+            total = torch.full((1 + number % 5000,), float(number * (rank.rank + 1)))
+            rank.sum(total)
+            found.append((total.min().item(), total.max().item()))
+        return found
+
+    expected = [(6.0 * number,) * 2 for number in range(300)]
+    assert at_once([lambda rank=rank: many(rank) for rank in ranks]) == [expected] * 3
 
 
 def test_what_does_not_lie_in_order():
@@ -98,7 +129,7 @@ def test_a_rank_that_is_silent():
 @pytest.mark.parametrize("other", [4, 2])
 def test_ranks_that_do_not_do_the_same(other):
     first, second = together(2, silence=0.5)
-    with pytest.raises(RuntimeError, match=r"adds up something else.*sum and bytes"):
+    with pytest.raises(RuntimeError, match=r"adds up something else.*part and bytes"):
         at_once([lambda: first.sum(torch.ones(3)), lambda: second.sum(torch.ones(other))])
 
 
@@ -143,11 +174,16 @@ def test_ranks_of_other_machines_are_no_neighbours():
     assert find(0, MOST + 1, 1.0, None, None) is None
 
 
+def test_a_system_without_such_memory(monkeypatch):
+    monkeypatch.delattr("os.memfd_create")
+    assert joined(3) == [None] * 3
+
+
 def test_a_killed_rank_is_noticed():
-    ours, theirs = socket.socketpair()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, KIND)
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], pass_fds=[theirs.fileno()])  # as one that computes
     theirs.close()
-    first = Neighbours(0, {1: ours}, 20.0)
+    first = Neighbours(0, {1: ours}, mmap.mmap(-1, 2 * 2 * PART), 20.0)
     OPEN.append(first)
     threading.Timer(10 * SPIN, process.kill).start()
     with pytest.raises(RuntimeError, match="rank 1 has ended"):
