@@ -34,6 +34,7 @@ class Coupled:
         self.groups = groups
         self.learns: list[bool] = []
         self.learnt: list[nn.Parameter] = []
+        self.orders: list[list[int]] = []  # of their dimensions in memory
         self.small = ranks.near(device) and ranks.count() * sum(parameter.nbytes for parameter in module.parameters()) <= SMALL
         if self.small:
             for tensor in module.state_dict().values():
@@ -48,6 +49,7 @@ class Coupled:
         """To be called whenever parameters may have begun or ceased to learn: parallelism is told of that once."""
         learns = [parameter.requires_grad for parameter in self.module.parameters()]
         self.learnt = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+        self.orders = [sorted(range(one.ndim), key=one.stride().__getitem__, reverse=True) for one in self.learnt]
         if ranks.count() > 1 and not self.small and learns != self.learns:
             if self.learns:
                 self.called._remove_autograd_hooks()  # it may live on in cycles
@@ -64,15 +66,14 @@ class Coupled:
             return ranks.summed(found)  # that pass has exchanged the gradients
         used = torch.tensor([parameter.grad is not None for parameter in self.learnt], dtype=torch.float32)
         gradients = [torch.zeros_like(one) if one.grad is None else one.grad for one in self.learnt]
+        gradients = [one.permute(order) for one, order in zip(gradients, self.orders, strict=True)]  # as the parameter lies
         total = _flatten_dense_tensors([*found.values(), used, *gradients])
         ranks.add_up(total)
         *sums, used = _unflatten_dense_tensors(total, [*found.values(), used])
-        start = len(found) + len(self.learnt)
-        for parameter, shared, has in zip(self.learnt, _unflatten_dense_tensors(total[start:], self.learnt), used.tolist(), strict=True):
-            if has and parameter.is_contiguous() and parameter.dtype is shared.dtype:
-                parameter.grad = shared
-            elif has:  # otherwise no rank has used it, and the optimizer passes it over
-                parameter.grad = torch.empty_like(parameter).copy_(shared)  # it lies as the parameter does
+        shared = _unflatten_dense_tensors(total[len(found) + len(self.learnt) :], gradients)
+        for parameter, order, one, has in zip(self.learnt, self.orders, shared, used.tolist(), strict=True):
+            if has:  # otherwise no rank has used it, and the optimizer passes it over
+                parameter.grad = one.permute([order.index(dimension) for dimension in range(one.ndim)]).to(parameter.dtype)
         return dict(zip(found, sums, strict=True))
 
     def told(self, make: Callable[[], T]) -> T:

@@ -163,6 +163,7 @@ class _Loop:
             )
 
     def _train(self, asked: Interruption) -> None:
+        ranks.told(lambda: None)  # one that has loaded later is not waited for in the first step
         clock = saved_at = time.perf_counter()
         self.curves.start()
         while self.state.step < self.total and not self.state.stopped:

@@ -31,7 +31,6 @@ KIND = socket.SOCK_SEQPACKET
 """A message comes as a whole."""
 PART = 1 << 20
 """Bytes that are added up at once. Each rank has room for two parts: when it writes one, nobody reads that before the last any more."""
-
 SHAPES = 256
 """Kinds of parts whose places in the memory are kept: after a layer has emptied the caches, to find one takes as long as to fill it."""
 
