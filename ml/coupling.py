@@ -69,12 +69,12 @@ class Coupled:
         gradients = [one.permute(order) for one, order in zip(gradients, self.orders, strict=True)]  # as the parameter lies
         total = _flatten_dense_tensors([*found.values(), used, *gradients])
         ranks.add_up(total)
-        *sums, used = _unflatten_dense_tensors(total, [*found.values(), used])
-        shared = _unflatten_dense_tensors(total[len(found) + len(self.learnt) :], gradients)
+        sums, used, means = total.split([len(found), len(used), len(total) - len(found) - len(used)])
+        shared = _unflatten_dense_tensors(means, gradients)
         for parameter, order, one, has in zip(self.learnt, self.orders, shared, used.tolist(), strict=True):
             if has:  # otherwise no rank has used it, and the optimizer passes it over
                 parameter.grad = one.permute([order.index(dimension) for dimension in range(one.ndim)]).to(parameter.dtype)
-        return dict(zip(found, sums, strict=True))
+        return dict(zip(found, sums.clone(), strict=True))  # which do not keep the rest in memory
 
     def told(self, make: Callable[[], T]) -> T:
         """What `make`, which may call the module or parts of it, gives in rank 0, where alone it is called; plain data, in all ranks."""

@@ -76,6 +76,8 @@ def stacked(own: Tensor) -> Tensor:
     """(N, ...) of what each of the N ranks has, of one shape in all; without gradients."""
     if near(own.device):
         return _neighbours.stack(own)
+    if count() == 1:
+        return own[None]
     found = own.new_empty(count() * own.numel())
     dist.all_gather_into_tensor(found, own.contiguous().view(-1))
     return found.view(-1, *own.shape)
