@@ -2,6 +2,7 @@
 
     python -m benchmarks.scaling --output scaling.json       # the measurement
     python -m benchmarks.scaling --rounds 1 --samples 4000   # does it work?
+    python -m benchmarks.scaling --rounds 4 --samples 12000 data.modality.name=image data.modality.options.size=32   # larger pictures
     python -m benchmarks.scaling --recipe conf/text/python-tokens.yaml --batch 64 --samples 9600   # another network
 
 Two comparisons, fresh processes with fixed threads, the two arms of each in turns A B B A:
