@@ -22,7 +22,7 @@ SMALL = 64 << 20
 
 
 class Coupled:
-    """Calls `module`, which it puts on `device`. With several ranks its gradients are those of the mean of their losses, once `renew` was called.
+    """Calls `module`, which it puts on `device`. With several ranks its gradients are those of the mean of `mean_of` losses, or of their sum, once `renew` was called.
 
     `groups` are those of the optimizer; what is `probed` fits into one process, which finds out how its steps are fastest.
     """
@@ -40,7 +40,7 @@ class Coupled:
             for tensor in module.state_dict().values():
                 dist.broadcast(tensor, 0)  # as DistributedDataParallel begins
         self.mean_of = 1 if self.small else ranks.count()
-        """Ranks, of whose losses the gradients are the mean and not the sum."""
+        """Ranks, of whose losses the gradients are the mean; 1 where they are the sum."""
 
     def __call__(self, *inputs: Any) -> Any:
         return self.called(*inputs)
@@ -69,8 +69,8 @@ class Coupled:
         gradients = [one.permute(order) for one, order in zip(gradients, self.orders, strict=True)]  # as the parameter lies
         total = _flatten_dense_tensors([*found.values(), used, *gradients])
         ranks.add_up(total)
-        sums, used, means = total.split([len(found), len(used), len(total) - len(found) - len(used)])
-        shared = _unflatten_dense_tensors(means, gradients)
+        sums, used, rest = total.split([len(found), len(used), len(total) - len(found) - len(used)])
+        shared = _unflatten_dense_tensors(rest, gradients)
         for parameter, order, one, has in zip(self.learnt, self.orders, shared, used.tolist(), strict=True):
             if has:  # otherwise no rank has used it, and the optimizer passes it over
                 parameter.grad = one.permute([order.index(dimension) for dimension in range(one.ndim)]).to(parameter.dtype)
