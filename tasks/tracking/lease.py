@@ -14,6 +14,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -158,7 +159,8 @@ class Heartbeat:
             except Exception as error:  # the server may be away for a while: the lease is renewed when it is back
                 _log.debug("heartbeat of run %s: %s", self.run_id, error)
             if self._each is not None:
-                self._each()
+                with suppress(OSError):  # a full disk: the lease outlives it, and whoever reports next is told
+                    self._each()
 
 
 def _started(pid: int) -> int | None:

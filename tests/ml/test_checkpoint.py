@@ -1,10 +1,9 @@
-import resource
 import subprocess
 import sys
-from contextlib import contextmanager
 
 import pytest
 import torch
+from full_disk import no_room
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from often import times
@@ -87,17 +86,6 @@ def test_a_kill_while_saving_leaves_the_one_before(tmp_path, point):
     else:
         assert checkpoint.load(tmp_path)["step"] == 1
     assert not list(tmp_path.glob("tmp-*"))
-
-
-@contextmanager
-def no_room(most: int):
-    """While the block runs, files cannot grow beyond `most` bytes: writing fails as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("most", [0, 3000, 50_000])

@@ -11,8 +11,7 @@ import tracking_workers as workers
 from tracking_workers import read
 
 from ml.contracts import InputError
-from tasks.tracking import artifacts, database, lease, runs, stage_run, stages
-from tasks.tracking.spool import Spool, json_lines
+from tasks.tracking import artifacts, database, lease, runs, stages
 
 
 def until(condition, seconds=60.0):
@@ -233,43 +232,3 @@ def test_what_a_body_logs(tracked, tmp_path):
     assert artifacts.fetch(done.run_id, "twice.txt").read_text() == "new"
     assert artifacts.fetch(f"runs:/{done.run_id}", "tables").is_dir()
     assert artifacts.fetch(pipeline.run_id, "recipe.yaml").read_text() == "seed: 1\n"
-
-
-def test_a_row_that_was_sent_but_not_marked_is_one_row(tracked):
-    with runs.pipeline_run("twice", "") as pipeline:
-        run = runs.create_run(pipeline.experiment_id, "one", {})
-        folder = Path("spool")
-        folder.mkdir()
-        first = stage_run.Spool(run.info.run_id, folder)
-        for step in range(2000):
-            first.append({"loss": step / 7}, step)
-        while first.send():
-            pass
-        first.close()
-        (folder / "metrics.sent").write_text("0")  # killed before the mark
-        with (folder / "metrics.jsonl").open("a") as file:
-            file.write('{"step": 2000, "ti')  # and in a write
-        second = stage_run.Spool(run.info.run_id, folder)
-        second.append({"loss": 0.0}, 1999)
-        second.append({"loss": 5.0}, 2000)
-        while second.send():
-            pass
-        second.close()
-    assert history(run.info.run_id) == [(step, step / 7) for step in range(2000)] + [(2000, 5.0)]
-
-
-def test_rows_of_another_machine_are_taken_as_they_were_told(tmp_path):
-    here, there = tmp_path / "here", tmp_path / "there"
-    here.mkdir(), there.mkdir()
-    other = Spool("run", there)
-    for step in range(5):
-        other.append({"loss": 1 / (1 + step)}, step)
-    other.close()
-    mine = Spool("run", here)
-    mine.append({"loss": 1.0}, 0)
-    mine.take(there / "metrics.jsonl")
-    for step in range(3, 7):  # a training that goes on from step 3
-        mine.append({"loss": 1 / (1 + step)}, step)
-    mine.close()
-    rows, told = json_lines(here / "metrics.jsonl"), json_lines(there / "metrics.jsonl")
-    assert [row["step"] for row in rows] == list(range(7)) and rows[1:5] == told[1:]
