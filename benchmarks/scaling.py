@@ -3,14 +3,14 @@
     python -m benchmarks.scaling --output scaling.json       # the measurement
     python -m benchmarks.scaling --rounds 1 --samples 4000   # does it work?
     python -m benchmarks.scaling --rounds 4 --samples 12000 data.modality.name=image data.modality.options.size=32   # larger pictures
-    python -m benchmarks.scaling --recipe conf/text/python-tokens.yaml --batch 64 --samples 9600   # another network
+    python -m benchmarks.scaling --recipe conf/text/python-tokens.yaml --batch 64 --samples 11136   # another network
 
 Two comparisons, fresh processes with fixed threads, the two arms of each in turns A B B A:
 
     coupled / uncoupled   two ranks, by torchrun or Ray, that share each batch, beside two processes at once that train alone on half of it
     launched / local      one rank by the same, beside this process itself
 
-The demo's pretraining (simclr on digits), or another recipe's, with equal steps in all arms. `loop` is the time within the training loop, `whole` that of the process.
+The demo's pretraining (simclr on digits), or another recipe's; the two arms must have made equally many steps. `loop` is the time within the training loop, `whole` that of the process.
 """
 
 from __future__ import annotations
@@ -73,6 +73,8 @@ def main() -> None:
             for name, arms in comparisons.items():
                 order = (0, 1) if number % 2 == 0 else (1, 0)
                 found = {index: arms[index]() for index in order}
+                if found[0]["steps"] != found[1]["steps"]:  # trainings are rounded to whole passes over the rows
+                    raise SystemExit(f"{name}: {found[0]['steps']} and {found[1]['steps']} steps. Choose --samples and --batch so that they are equal.")
                 rounds[name].append((found[0], found[1]))
                 print(f"round {number + 1}: {name} = {found[0]['loop']:.2f} s / {found[1]['loop']:.2f} s", file=sys.stderr, flush=True)
     figures = {}
