@@ -232,3 +232,20 @@ def test_what_a_body_logs(tracked, tmp_path):
     assert artifacts.fetch(done.run_id, "twice.txt").read_text() == "new"
     assert artifacts.fetch(f"runs:/{done.run_id}", "tables").is_dir()
     assert artifacts.fetch(pipeline.run_id, "recipe.yaml").read_text() == "seed: 1\n"
+
+
+def test_a_heartbeat_outlives_a_full_disk(tracked, monkeypatch):
+    monkeypatch.setattr(lease, "BEAT", 0.05)
+    samples = []
+
+    def sample():
+        samples.append(1)
+        raise OSError("No space left on device")
+
+    with runs.pipeline_run("beats", "") as pipeline:
+        run = runs.create_run(pipeline.experiment_id, "one", {})
+        held = lease.acquire(run.info.run_id)
+        heartbeat = lease.Heartbeat(run.info.run_id, held, sample)
+        until(lambda: len(samples) > 2)
+        heartbeat.stop()
+    assert lease.read(database.client().get_run(run.info.run_id)).beat > held.beat
