@@ -1,7 +1,7 @@
 """What training together costs: `python -m benchmarks.scaling`.
 
     python -m benchmarks.scaling --output scaling.json       # the measurement
-    python -m benchmarks.scaling --rounds 1 --samples 4000   # does it work?
+    python -m benchmarks.scaling --rounds 1 --samples 5800   # does it work?
     python -m benchmarks.scaling --rounds 4 --samples 12000 data.modality.name=image data.modality.options.size=32   # larger pictures
     python -m benchmarks.scaling --recipe conf/text/python-tokens.yaml --batch 64 --samples 11136   # another network
 

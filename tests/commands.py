@@ -45,7 +45,8 @@ class Done:
 
 def newest_step(folder: Path) -> int:
     """Of the checkpoints of the pretraining in a folder that was not at its end."""
-    return max((int(path.parent.name.split("-")[1]) for path in folder.glob(".warmstart/work/pretrain-*/checkpoints/step-*/manifest.json")), default=0)
+    work = folder / ".warmstart" / "work"
+    return max((int(path.parent.name.split("-")[1]) for path in work.glob("pretrain-*/checkpoints/step-*/manifest.json")), default=0)
 
 
 class Running:

@@ -1,8 +1,8 @@
-"""Metrics on their way to MLflow: appended to a file at once, sent in batches later, never on a step's path.
+"""Metrics on their way to MLflow: appended to a file at once, sent in batches later, beside the training.
 
 `metrics.jsonl` holds a line {step, time, metrics} for each report; `metrics.sent` says how many of its bytes MLflow has. A line
-that is sent twice (a kill between the two files) is one row in MLflow, since time and value are equal. A report is on a step's path,
-whose arithmetic has emptied the caches, where each object touched costs: decision 29.
+that is sent twice (a kill between the two files) is one row in MLflow, since time and value are equal. A step waits for its line, so that to
+write one must touch little: docs/decisions/0029.
 """
 
 from __future__ import annotations
@@ -53,8 +53,7 @@ class Spool:
         """Adds the rows of another machine's file of the same run, where they are not known, as they were told then."""
         with self._writing:
             for row in json_lines(path):
-                steps = {name: self._steps.get(name, -1) for name in row["metrics"]}
-                self._write({name: value for name, value in row["metrics"].items() if row["step"] > steps[name]}, row["step"], row["time"])
+                self._write(self._finite(row["metrics"], row["step"]), row["step"], row["time"])
 
     def final(self, metrics: Mapping[str, float]) -> None:
         """Adds final values, at step 0; those that are known already are left out."""

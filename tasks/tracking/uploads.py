@@ -61,6 +61,7 @@ class Outbox:
             crash_point("stage.upload")
             row = {"path": path.as_posix(), "sha256": digest(file), "bytes": file.stat().st_size}
             folder = local_folder(self.root)
+            filecmp.clear_cache()  # it knows files by size and time alone, which a copy that is made anew has too
             if folder is not None and not filecmp.cmp(file, folder / path, shallow=False):
                 raise database.TrackingError(f"{path} reads back from {folder} differently from what was written (check that disk)")
             with self._ledger.open("a") as ledger:

@@ -95,7 +95,7 @@ def test_paragraphs(texts_at, tmp_path):
     one = source(root, unit="paragraph")
     assert rows(one.scan()).keys() == {"a.txt:0", "a.txt:1", "b.md:0", "b.md:1", "empty.txt:0"}
     assert texts(one) == ["One,\r\nof two lines.", "  Two.\nOn.", "# Naïve", "last", None]
-    assert texts(one, ["b.md:1", "a.txt:1", "a.txt:0", "a.txt:2", "../root/a.txt:0"]) == ["last", "  Two.\nOn.", "One,\r\nof two lines.", None, None]
+    assert texts(one, ["b.md:1", "a.txt:1", "a.txt:0", "a.txt:2", f"../{root.name}/a.txt:0"]) == ["last", "  Two.\nOn.", "One,\r\nof two lines.", None, None]
     single = source(root / "a.txt", unit="paragraph")
     assert single.scan()["key"].tolist() == ["a.txt:0", "a.txt:1"]
     assert texts(source(root / "a.txt")) == [(root / "a.txt").read_bytes().decode()]
